@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Evaluates fill-mask as a job and fetches the executed notebook with its metrics.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/library.sh"
+usage() {
+  echo "Usage: evaluate-model-fill-mask.sh [options]
+Runs the notebook evaluate-model-fill-mask as a job of Azure ML, fetches its results to runs/,
+and deletes the cluster.
+$(common_options)"
+}
+read_options "$@"
+start
+create_cluster
+run_notebook evaluate-model-fill-mask

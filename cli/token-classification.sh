@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Fine-tunes DistilBERT to find names, registers it, serves it, asks it.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/library.sh"
+usage() {
+  echo "Usage: token-classification.sh [options]
+Runs the notebook token-classification as a job of Azure ML, registers its model, deploys it to an
+online endpoint, asks it once, and deletes the endpoint and the cluster.
+$(common_options)"
+}
+read_options "$@"
+fine_tune token-classification token-classification token-classification
