@@ -1,0 +1,1 @@
+"""Figures that the README, the cards and the notebooks show; results.json holds them all."""

@@ -1,0 +1,111 @@
+"""How far fine-tuning goes on the real data, over seeds: rows for results.json.
+
+    python -m benchmarks.finetuning --task text-classification --data FOLDER --seeds 0 1 2
+
+FOLDER holds data sets as the Hub lays them out (dair-ai/emotion, lhoestq/conll2003,
+rajpurkar/squad). With --train embedded it measures what the embedded data set transfers:
+trained on it alone, tested on the real test set.
+"""
+
+import argparse
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import results
+from helpers import checkpoints, data, evaluation, tasks, training
+
+# Hub name, then the settings of the notebooks' parameter files for the real data.
+REAL = {
+    "text-classification": ("dair-ai/emotion", "test", {"epochs": 2, "learning_rate": 2e-4}),
+    "token-classification": ("lhoestq/conll2003", "test", {"epochs": 3, "learning_rate": 3e-4}),
+    "question-answering": ("rajpurkar/squad", "validation", {"epochs": 2, "learning_rate": 2e-4}),
+}
+# The notebooks' defaults on the embedded data.
+EMBEDDED = {
+    "text-classification": {"epochs": 5, "learning_rate": 3e-4, "batch_size": 32},
+    "token-classification": {"epochs": 10, "learning_rate": 5e-4, "batch_size": 16},
+    "question-answering": {"epochs": 3, "learning_rate": 5e-4, "batch_size": 16},
+}
+
+
+def estimates(task: str, predicted: list, dataset) -> dict[str, evaluation.Estimate]:
+    """The task's metrics on a data set, each with its bootstrap interval over rows."""
+    module = tasks.module(task)
+    gold = module.gold(dataset)
+    if task == "text-classification":
+        predicted, gold = np.asarray(predicted), np.asarray(gold)
+        classes = np.arange(gold.max() + 1)
+        counts = np.stack([(predicted == gold)[:, None] & (gold[:, None] == classes),
+                           predicted[:, None] == classes, gold[:, None] == classes], axis=-1)
+        return {"accuracy": evaluation.bootstrap(predicted == gold),
+                "macro_f1": evaluation.bootstrap(counts, statistic=evaluation.f1)}
+    if task == "token-classification":
+        return {"span_f1": evaluation.bootstrap(module.count(predicted, gold),
+                                                statistic=evaluation.f1)}
+    pairs = list(zip(predicted, gold, strict=True))
+    return {name: evaluation.bootstrap([100 * measure(*pair) for pair in pairs])
+            for name, measure in (("exact_match", module.exact_match), ("f1", module.f1))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", required=True, choices=REAL)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--train", choices=("real", "embedded"), default="real")
+    parser.add_argument("--checkpoint", default="embedded")
+    parser.add_argument("--name", default="distilbert-mini-uncased", help="the checkpoint's name")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--max_train_samples", type=int)
+    parser.add_argument("--epochs", type=float)
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--results", type=Path, default=results.FILE)
+    options = parser.parse_args()
+
+    name, split, settings = REAL[options.task]
+    if options.train == "embedded":
+        settings = {**settings, **EMBEDDED[options.task]}
+    if options.epochs:
+        settings["epochs"] = options.epochs
+    folder = checkpoints.find(options.checkpoint)
+    real = data.load(str(options.data / name), options.task)
+    for seed in options.seeds:
+        source = "embedded" if options.train == "embedded" else str(options.data / name)
+        splits = data.load(source, options.task, seed=seed,
+                           max_train_samples=options.max_train_samples)
+        place = Path(tempfile.mkdtemp(prefix="finetuning-"))
+        began = time.time()
+        try:
+            result = training.fine_tune(options.task, splits, folder, place, seed=seed,
+                                        precision=options.precision, device=options.device,
+                                        progress=False, **settings)
+            seconds = time.time() - began
+            predictor = tasks.module(options.task).load(
+                result.folder, options.device, options.precision)
+            found = estimates(options.task, predictor.predictions(real[split]), real[split])
+        finally:
+            shutil.rmtree(place)
+        command = f"python -m benchmarks.finetuning --task {options.task} --data DATA --seeds {seed}"
+        for flag in ("train", "name", "max_train_samples", "epochs", "precision", "checkpoint"):
+            if getattr(options, flag) != parser.get_default(flag):
+                shown = "FOLDER" if flag == "checkpoint" else getattr(options, flag)
+                command += f" --{flag} {shown}"
+        trained = name if options.train == "real" else f"embedded, tested on {name}"
+        rows = len(splits["train"])
+        results.add([results.row(
+            task=options.task, data=f"{trained} ({options.name}, {rows} training rows)",
+            split=split, rows=len(real[split]), metric=metric, value=e.value, low=e.low,
+            high=e.high, seed=seed, command=command, seconds=seconds, checkpoint=folder)
+            for metric, e in found.items()], options.results)
+        print(options.task, options.name, f"seed {seed}",
+              {metric: f"{e.value:.4f} [{e.low:.4f}, {e.high:.4f}]" for metric, e in found.items()},
+              f"{seconds:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Online: latency and throughput of real servers on loopback, with 1, 8 and 32 clients.
+
+The managed online endpoint's own server with our scoring script, the same server with a script
+that calls the pipeline (pipeline_score.py), and `mlflow models serve` of the same model.
+mlflow answers with the first word alone, without score or sequence: less work than ours.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import requests
+
+from benchmarks import harness
+from benchmarks.harness import Line, Measured
+from helpers.serving import SCRIPT, local_server
+
+PIPELINE_SCRIPT = Path(__file__).with_name("pipeline_score.py")
+TOP_K = 5
+CLIENTS = (1, 8, 32)
+
+
+def session() -> requests.Session:
+    """One client's connection; a proxy does not lead to loopback."""
+    result = requests.Session()
+    result.trust_env = False
+    return result
+
+
+def request_body(text: str) -> dict:
+    """The card's request with one text."""
+    return {"inputs": {"input_string": [text]}, "parameters": {"top_k": TOP_K}}
+
+
+def post(client: requests.Session, url: str, body: dict):
+    """Post one request and return the answer; raises requests.HTTPError where it failed."""
+    response = client.post(url, json=body, timeout=300)
+    response.raise_for_status()
+    return response.json()
+
+
+@contextmanager
+def mlflow_server(folder: Path, timeout: float = 300) -> Iterator[str]:
+    """Serve a checkpoint's pipeline by `mlflow models serve`; yield its address."""
+    with tempfile.TemporaryDirectory(prefix="mlflow-server-") as place:
+        saved, log = Path(place, "model"), Path(place, "server.log")
+        save = ("import sys, mlflow, transformers\n"
+                "pipe = transformers.pipeline('fill-mask', model=sys.argv[1], dtype='float32')\n"
+                "mlflow.transformers.save_model(pipe, sys.argv[2], pip_requirements=['mlflow'])\n")
+        harness.run_command([sys.executable, "-c", save, str(folder), str(saved)])
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        with open(log, "wb") as sink:
+            server = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(saved), "-h",
+                 "127.0.0.1", "-p", str(port), "--env-manager", "local"], cwd=place,
+                stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT,
+                start_new_session=True, env={**os.environ, "PATH": os.pathsep.join(
+                    [str(Path(sys.executable).parent), os.environ.get("PATH", "")])})
+        try:
+            url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + timeout
+            with session() as client:
+                while True:
+                    try:
+                        if client.get(url + "/ping", timeout=5).ok:
+                            break
+                    except requests.RequestException:
+                        pass
+                    if server.poll() is not None or time.monotonic() > deadline:
+                        raise RuntimeError("mlflow's server did not come up:\n"
+                                           + log.read_text(errors="replace")[-2000:])
+                    time.sleep(0.2)
+            yield url
+        finally:
+            try:
+                os.killpg(server.pid, signal.SIGTERM)
+                server.wait(10)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                pass
+            finally:
+                try:
+                    os.killpg(server.pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+                server.wait()
+
+
+class Load(threading.Thread):
+    """One client: takes the next request until none is left; keeps seconds and failures."""
+
+    def __init__(self, url: str, bodies: Iterator[dict]):
+        super().__init__(daemon=True)
+        self.url, self.bodies, self.seconds, self.failures = url, bodies, [], []
+
+    def run(self):
+        with session() as client:
+            for body in self.bodies:
+                began = time.perf_counter()
+                try:
+                    post(client, self.url, body)
+                except (requests.RequestException, ValueError) as error:
+                    self.failures.append(f"{type(error).__name__}: {error}"[:200])
+                self.seconds.append(time.perf_counter() - began)
+
+
+class _Shared:
+    """An iterator that several threads may take from."""
+
+    def __init__(self, items: Sequence):
+        self.items, self.lock = iter(items), threading.Lock()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        with self.lock:
+            return next(self.items)
+
+
+def load_test(url: str, bodies: Sequence[dict], clients: int) -> dict:
+    """Send all requests from so many clients at once: latencies, requests/s, failures."""
+    shared = _Shared(bodies)
+    threads = [Load(url, shared) for _ in range(clients)]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    total = time.perf_counter() - began
+    latencies = np.concatenate([thread.seconds for thread in threads if thread.seconds])
+    return {"p50": np.percentile(latencies, 50) * 1000, "p95": np.percentile(latencies, 95) * 1000,
+            "p99": np.percentile(latencies, 99) * 1000, "requests/s": len(bodies) / total,
+            "failures": [failure for thread in threads for failure in thread.failures]}
+
+
+def check(servers: dict[str, tuple[str, callable]], texts: Sequence[str]) -> None:
+    """Raise RuntimeError where two servers answer the same text with different words."""
+    with session() as client:
+        for text in texts:
+            first = {}
+            for name, (url, body) in servers.items():
+                answer = post(client, url, body(text))
+                first[name] = answer["predictions"][0] if name == "mlflow" else \
+                    answer[0][0]["token_str"]
+            if len(set(first.values())) != 1:
+                raise RuntimeError(f"online: the servers disagree on {text!r}: {first}")
+
+
+def run(model: str = "embedded", requests_each: int = 96, rounds: int = 3,
+        clients: Sequence[int] = CLIENTS) -> list[Measured]:
+    """Latency in milliseconds and requests per second; the servers take turns, idle between."""
+    texts = harness.sentences(requests_each)
+    with ExitStack() as stack:
+        folder = stack.enter_context(harness.checkpoint(model))
+        servers = {
+            "ours": (stack.enter_context(local_server(folder, SCRIPT)) + "/score", request_body),
+            "pipeline": (stack.enter_context(local_server(folder, PIPELINE_SCRIPT)) + "/score",
+                         request_body),
+            "mlflow": (stack.enter_context(mlflow_server(folder)) + "/invocations",
+                       lambda text: {"inputs": [text]})}
+        check(servers, texts[:5])
+        found: dict[tuple, list] = {}
+        failures: dict[str, list] = {name: [] for name in servers}
+        for number in range(rounds):
+            for count in clients:
+                for name in servers if number % 2 == 0 else reversed(servers):
+                    url, body = servers[name]
+                    result = load_test(url, [body(text) for text in texts], count)
+                    failures[name] += result.pop("failures")
+                    for metric, value in result.items():
+                        found.setdefault((name, count, metric), []).append(value)
+    lines = []
+    for (name, count, metric), values in found.items():
+        shown = metric if metric == "requests/s" else f"{metric}, ms"
+        lines.append(Line.of(f"{name}, {count} clients: {shown}", values))
+    for count in clients:
+        for name in ("pipeline", "mlflow"):
+            ours, theirs = (np.array(found[side, count, "p50"]) for side in ("ours", name))
+            pair = f"ours, {count} clients over {name}, {count} clients"
+            lines.append(Line.of(f"{pair}: p50, ms", theirs / ours))
+            ours, theirs = (np.array(found[side, count, "requests/s"]) for side in ("ours", name))
+            lines.append(Line.of(f"{pair}: requests/s", ours / theirs))
+    lines += [Line(f"{name}: failed requests", len(failed)) for name, failed in failures.items()]
+    return [Measured("online", f"embedded sentences, {harness.about(model)}", requests_each, lines,
+                     folder if model == "embedded" else None)]

@@ -1,0 +1,311 @@
+"""Every row of the benchmarks at tiny size: it runs, and both sides computed the same thing."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import (__main__ as bench, agreement, batch, bulk, evaluating, harness, int8,
+                        online, results, start, table, training_speed)
+from helpers import checkpoints, data, tasks
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    from transformers import logging
+    logging.set_verbosity_error()
+
+
+def figures(measured):
+    """The one Measured's lines by name; every one a finite number within its own range."""
+    (one,) = measured
+    for line in one.lines:
+        assert np.isfinite(line.value), line
+        assert line.low is None or line.low <= line.value <= line.high, line
+    names = [line.metric for line in one.lines]
+    assert len(set(names)) == len(names)
+    return {line.metric: line.value for line in one.lines}
+
+
+# ------------------------------------------------------------ the harness
+
+def test_sides_take_turns():
+    calls = []
+    seconds = harness.alternate({name: lambda name=name: calls.append(name) for name in "ab"}, 3)
+    assert "".join(calls) == "ab" + "abbaab"  # each once to warm up, then in turn
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_ratio_pairs_the_rounds():
+    seconds = {"ours": [1.0, 10.0, 1.0], "theirs": [2.0, 30.0, 4.0]}
+    assert harness.ratio(seconds, "ours", "theirs", "x/s") == \
+        ("ours over theirs: x/s", 3.0, 2.0, 4.0)
+    assert harness.speeds(10, "x", seconds)[0] == ("ours: x/s", 10.0, 1.0, 10.0)
+    assert harness.quickest(seconds, ["ours", "theirs"]) == "ours"
+
+
+def test_operations_are_counted():
+    a, b = torch.ones(3, 5), torch.ones(5, 7)
+    assert harness.count_operations(lambda: a @ b) == 2 * 3 * 5 * 7
+    assert harness.matmul_rate("fp32", seconds=0.05) > 0
+
+
+def test_peak_memory_of_a_child_process():
+    program = "import time; held = b'x' * ({} << 20); time.sleep(0.5)"
+    small, large = (harness.peak_memory(exec, program.format(size)) for size in (1, 300))
+    assert 250 < large - small < 350
+    with pytest.raises(RuntimeError, match="exec ended with code 1"):
+        harness.peak_memory(exec, "1 / 0")
+
+
+def test_command_fails_in_words():
+    import sys
+    with pytest.raises(RuntimeError, match="ended with code 3:\nbecause"):
+        harness.run_command([sys.executable, "-c", "import sys; print('because', "
+                             "file=sys.stderr); sys.exit(3)"])
+
+
+def test_base_checkpoint_has_the_exact_shape(shared):
+    from transformers import DistilBertConfig, DistilBertForMaskedLM
+    with harness.base_checkpoint() as folder:
+        model = DistilBertForMaskedLM.from_pretrained(folder)
+        ours = json.loads((folder / "config.json").read_text())
+    assert sum(p.numel() for p in model.parameters()) == 66_985_530  # as published
+    real = shared("hub", "distilbert", "distilbert-base-uncased", "config.json")
+    real = DistilBertConfig.from_dict(json.loads(real.read_text())).to_dict()
+    for name in ("dim", "hidden_dim", "n_heads", "n_layers", "vocab_size",
+                 "max_position_embeddings", "activation"):
+        assert ours[name] == real[name], name
+
+
+def test_sentences_have_one_mask_and_repeat():
+    texts = harness.sentences(200)
+    assert texts == harness.sentences(200) != harness.sentences(200, seed=1)
+    assert all(text.count("[MASK]") == 1 for text in texts)
+
+
+# ------------------------------------------------------------ the rows
+
+def test_bulk(tiny_checkpoint):
+    found = figures(bulk.run(str(tiny_checkpoint), texts=12, rounds=2, precisions=("fp32",)))
+    assert found["ours, fp32: largest difference of a score"] < 1e-5
+    assert found["ours, fp32: same first word"] == 1
+    assert any(name.startswith("ours, fp32 over pipeline, batches of ") for name in found)
+    assert found["ours, fp32: share of that rate"] > 0
+
+
+def test_bulk_fast_formats_stay_close(tiny_checkpoint):
+    ways = bulk.sides(tiny_checkpoint, harness.sentences(16), ("fp32", "bf16", "int8"))
+    exact = ways["ours, fp32"]()
+    for name, most in (("ours, bf16", 1e-3), ("ours, int8", 5e-3)):
+        error, agree = bulk.differences(ways[name](), exact)
+        assert 0 < error < most
+        assert agree >= 0.8
+
+
+@pytest.mark.parametrize("layer, most", [(int8.Int8Linear, 0.02), (int8.RoundedWeights, 0.01)])
+def test_int8_layer_is_a_rounded_linear_layer(layer, most):
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(64, 96)
+    x = torch.randn(10, 64)
+    with torch.inference_mode():
+        exact, found = linear(x), layer(linear)(x).float()
+    assert 0 < (found - exact).norm() / exact.norm() < most
+
+
+def test_gpu_row_says_what_is_missing():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(RuntimeError, match="no CUDA device"):
+        bulk.on_gpu()
+
+
+def test_online(tiny_checkpoint):
+    found = figures(online.run(str(tiny_checkpoint), requests_each=6, rounds=1, clients=(1, 2)))
+    assert all(value == 0 for name, value in found.items() if name.endswith("failed requests"))
+    assert {f"{name}, 2 clients: requests/s" for name in ("ours", "pipeline", "mlflow")} <= \
+        found.keys()
+    assert found["ours, 1 clients: p50, ms"] <= found["ours, 1 clients: p99, ms"]
+
+
+def test_load_test_counts_failures():
+    with pytest.raises(StopIteration):
+        next(online._Shared([]))
+    failed = online.load_test("http://127.0.0.1:9/none", [{}] * 5, clients=2)
+    assert len(failed["failures"]) == 5
+
+
+def test_evaluation(tiny_checkpoint):
+    found = figures(evaluating.run(str(tiny_checkpoint), words=10, rounds=1))
+    assert found["ours, fp32: same first word"] == 1
+    assert found["ours, fp32: largest difference of a score"] < 1e-5
+
+
+@pytest.mark.parametrize("task", tasks.MODULES)
+def test_fine_tuning_sides_train_on_the_same_rows(tiny_checkpoint, tmp_path, task):
+    splits = data.load("embedded", task, max_train_samples=9)
+    losses, seen = {}, {}
+    for side in training_speed.side_names(task):
+        one = training_speed.trainer(side, task, splits, tiny_checkpoint, str(tmp_path), 4)
+        one.model.eval()  # no dropout: the same rows must give the same losses
+        seen[side], losses[side] = [], []
+        with torch.inference_mode():
+            for rows in one.get_train_dataloader():
+                for i in range(len(rows["input_ids"])):
+                    row = {name: values[i:i + 1] for name, values in rows.items()}
+                    if task == "question-answering":  # its softmax runs over padding, too
+                        length = int(row["attention_mask"].sum())
+                        row = {name: values[:, :length] if values.ndim == 2 else values
+                               for name, values in row.items()}
+                    seen[side].append(tuple(row["input_ids"][row["attention_mask"] == 1].tolist()))
+                    with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in side):
+                        losses[side].append(float(one.model(**row).loss))
+        order = sorted(range(len(seen[side])), key=lambda i: seen[side][i])
+        losses[side] = np.array(losses[side])[order]
+    assert len({tuple(sorted(rows)) for rows in seen.values()}) == 1
+    for side, values in losses.items():
+        np.testing.assert_allclose(values, losses[training_speed.DYNAMIC],
+                                   atol=2e-2 if "bf16" in side else 1e-5)
+
+
+def test_padding_as_the_scripts_do():
+    rows = [{"input_ids": [5, 6], "labels": [1, 2]}, {"input_ids": [7], "labels": [3]}]
+    batch = training_speed.pad_to(rows, pad_id=0, length=4)
+    assert batch["input_ids"].tolist() == [[5, 6, 0, 0], [7, 0, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 0, 0], [1, 0, 0, 0]]
+    assert batch["labels"].tolist() == [[1, 2, -100, -100], [3, -100, -100, -100]]
+
+
+@pytest.mark.parametrize("task", ["text-classification", "question-answering"])
+def test_fine_tuning(tiny_checkpoint, task):
+    found = figures(training_speed.run(task, tiny_checkpoint, rows=8, rounds=1, batch_size=4))
+    assert f"ours, fp32 over {training_speed.DYNAMIC}: samples/s" in found
+    assert any(" over run_" in name for name in found)
+
+
+def test_time_to_metric(tiny_checkpoint, tmp_path):
+    shutil.copytree(checkpoints.PROJECT / "samples" / "data" / "emotion",
+                    tmp_path / "dair-ai" / "emotion")
+    found = figures(training_speed.to_metric(tmp_path, folder=tiny_checkpoint, rows=12, epochs=1.0,
+                                             seeds=(0, 1)))
+    assert 0 <= found["ours, fp32: macro_f1"] <= 1
+
+
+def test_batch(tiny_checkpoint):
+    found = figures(batch.run(tiny_checkpoint, rows=22, rounds=1))
+    for name in ("ours, 1 process", "ours, 2 processes"):
+        assert found[f"{name}: largest difference of a score"] < 1e-5
+        assert found[f"{name}: same words"] == 1
+        assert found[f"{name}: peak memory, MB"] > 100
+
+
+def test_batch_volume(tiny_checkpoint):
+    found = figures(batch.volume(tiny_checkpoint, sizes=(5, 10)))
+    assert {"5 rows: rows/s", "10 rows: peak memory, MB"} <= found.keys()
+
+
+def test_start(tiny_checkpoint):
+    found = figures(start.run(tiny_checkpoint, rounds=1))
+    stages = sum(found[f"ours: {name}, s"] for name, _ in start.OURS)
+    assert 0 < stages < found["ours: first answer of a fresh process, s"]
+    assert "ours over pipeline: first answer of a fresh server, s" in found
+
+
+def test_agreement(tiny_checkpoint, tmp_path):
+    rows = [{"text": f"the film number {i} was long and i liked it", "label": i % 2}
+            for i in range(12)]
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(
+            json.dumps({**row, "text": f"{split}: {row['text']}"}) for row in rows))
+    found = figures(agreement.run(tmp_path, texts=10, folder=tiny_checkpoint))
+    assert found["bf16: same first word as fp32"] > 0.7
+    assert found["int8: accuracy@1 less fp32's"] == pytest.approx(
+        found["int8: accuracy@1 of masked pieces"] - found["fp32: accuracy@1 of masked pieces"])
+
+
+# ------------------------------------------------------------ the command and the tables
+
+def test_every_row_has_a_function():
+    for row in bench.ROWS.values():
+        module, function = row.function.split(".")
+        assert callable(getattr(__import__(f"benchmarks.{module}", fromlist=[function]), function))
+    assert sum(row.minutes for row in bench.ROWS.values() if row.always) <= 20
+
+
+def test_command_line(capsys, tmp_path):
+    assert bench.main(["--list"]) == 0
+    assert all(name in capsys.readouterr().out for name in ["bulk-base"])
+    for arguments, said in ((["--row", "agreement"], "agreement needs real data"),
+                            (["--row", "nothing"], "invalid choice: 'nothing'"),
+                            (["--data", str(tmp_path / "none")], "there is no folder")):
+        with pytest.raises(SystemExit):
+            bench.main(arguments)
+        assert said in capsys.readouterr().err
+
+
+def test_a_failing_row_does_not_lose_the_others(tiny_checkpoint, tmp_path, capsys, monkeypatch):
+    for name, model in (("evaluation-embedded", tiny_checkpoint), ("evaluation-base", "./none")):
+        row = bench.ROWS[name]._replace(options={"model": str(model), "words": 4, "rounds": 1})
+        monkeypatch.setitem(bench.ROWS, name, row)
+    file = tmp_path / "results.json"
+    assert bench.main(["--row", "evaluation-base", "evaluation-embedded",
+                       "--results", str(file)]) == 1
+    shown = capsys.readouterr()
+    assert "failed: checkpoint: no folder ./none" in shown.err
+    assert "ours, fp32: words/s" in shown.out
+    assert {row["task"] for row in results.load(file)} == {"evaluation speed"}
+
+
+def test_rows_are_saved_in_place_of_older_ones(tmp_path, tiny_checkpoint):
+    file = tmp_path / "results.json"
+    for metric in ("first: x/s", "second: x/s"):
+        measured = harness.Measured("batch", "somewhere", 7, [harness.Line(metric, 2.0)],
+                                    tiny_checkpoint)
+        bench.save("batch", [measured], 1.5, file)
+    (row,) = results.load(file)
+    assert list(row) == results.FIELDS
+    assert (row["metric"], row["command"], row["seconds"]) == \
+        ("second: x/s", "make bench ROW=batch", 1.5)
+    assert f"torch {torch.__version__}" in row["hardware"]
+
+
+def some(task, metric, value, low=None, high=None, seed=0, data="here"):
+    return {"task": task, "data": data, "split": "test", "rows": 1000, "metric": metric,
+            "value": value, "low": low, "high": high, "seed": seed, "command": "c",
+            "hardware": "a processor", "seconds": 1, "commit": "x", "checkpoint_sha256": None}
+
+
+def test_tables():
+    rows = [some("batch", "ours: rows/s", 300.0, 290.0, 310.0),
+            some("batch", "theirs: rows/s", 100.0),
+            some("batch", "ours over theirs: rows/s", 3.0, 2.9, 3.1),
+            some("fill-mask", "accuracy@1", 0.4321, 0.4, 0.45),
+            *(some("text-classification", "accuracy", 0.9 + seed / 100, seed=seed)
+              for seed in range(3))]
+    text = "a\n<!-- table:speed -->\nold\n<!-- /table -->\nb\n<!-- table:checkpoint -->\n" \
+           "<!-- /table -->\n<!-- table:finetuning -->\n<!-- /table -->"
+    new = table.render(text, rows)
+    assert "| batch | here | ours | theirs | rows/s | 300 | 100 | 3.00 (2.90 to 3.10) |  |" in new
+    assert "| fill-mask | here | test | accuracy@1 | 0.432 (0.400 to 0.450) | 1,000 | 1 |" in new
+    assert "| accuracy | 0.910 (0.900 to 0.920) | 1,000 | 3 |" in new
+    assert "old" not in new and new.startswith("a\n") and table.render(new, rows) == new
+    assert "Not measured yet" in table.render(text, [])
+    with pytest.raises(ValueError, match="table:none .*no such table"):
+        table.render("<!-- table:none -->\n<!-- /table -->", rows)
+
+
+@pytest.mark.parametrize("value, shown", [(1e-7, "1e-07"), (0.5, "0.500"), (3, "3.00"),
+                                          (12.34, "12.3"), (99.97, "100"), (1234.5, "1,234"),
+                                          (0, "0")])
+def test_numbers(value, shown):
+    assert table.number(value) == shown
+
+
+def test_readme_and_card_are_in_step_with_the_results():
+    text = table.README.read_text(encoding="utf-8")
+    assert {name for _, name, _ in table.BLOCK.findall(text)} == set(table.TABLES)
+    for page in table.FILES:
+        text = page.read_text(encoding="utf-8")
+        assert table.render(text, results.load()) == text, f"{page.name}: python -m benchmarks.table"
