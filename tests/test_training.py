@@ -49,7 +49,7 @@ print(json.dumps({"moments": moments}))
 """
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")  # before `whole`, or that has other sums
 def one_thread():
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -36,7 +36,7 @@ def azurite():
     server.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # gone before the notebooks are tested: see the last patch
 def running_plane(azurite, schema_folder, tmp_path_factory):
     from azure.ai.ml.constants import _common
 
@@ -47,13 +47,15 @@ def running_plane(azurite, schema_folder, tmp_path_factory):
     patch.setattr(_common.LROConfigurations, "POLL_INTERVAL", 0.02)
     patch.setattr(workspace, "PAUSE", 0.05)
     patch.setattr(workspace, "PATIENCE", 60.0)
+    # MLClient writes its cloud's name here, and other processes would look for that cloud.
+    patch.setenv(_common.AZUREML_CLOUD_ENV_NAME, "AzureCloud")
     plane = control_plane.ControlPlane(tmp_path_factory.mktemp("plane"), azurite, schema_folder)
     yield plane
     plane.close()
     patch.undo()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def client(running_plane):
     from helpers import workspace
 
