@@ -27,7 +27,7 @@ def run(data: Path, texts: int = 4000, per_text: int = 1,
               "bf16": fill_mask.load(folder, "cpu", "bf16"),
               "int8": int8.load(folder), "int8 weights alone": int8.load(folder,
                                                                         int8.RoundedWeights)}
-    masked = evaluation.mask_words([text.replace("<br />", " ") for text in reviews["text"]],
+    masked = evaluation.mask_words([evaluation.plain_text(text) for text in reviews["text"]],
                                    models["fp32"].tokenizer, per_text=per_text)
     gold = np.concatenate(masked.gold)
     found, lines = {}, []

@@ -4,7 +4,8 @@
 
 FOLDER holds data sets as the Hub lays them out (dair-ai/emotion, lhoestq/conll2003,
 rajpurkar/squad). With --train embedded it measures what the embedded data set transfers:
-trained on it alone, tested on the real test set.
+trained on it alone, tested on the real test set. SQuAD has no test split: its validation split is
+what we report, so the best epoch is chosen on passages held out of train.
 """
 
 import argparse
@@ -14,6 +15,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from datasets import concatenate_datasets
 
 from benchmarks import results
 from helpers import checkpoints, data, evaluation, tasks, training
@@ -33,12 +36,15 @@ EMBEDDED = {
 
 
 def estimates(task: str, predicted: list, dataset) -> dict[str, evaluation.Estimate]:
-    """The task's metrics on a data set, each with its bootstrap interval over rows."""
+    """The task's metrics on a data set, each with its bootstrap interval.
+
+    Rows are resampled; for question answering whole passages, whose questions go together.
+    """
     module = tasks.module(task)
     gold = module.gold(dataset)
     if task == "text-classification":
         predicted, gold = np.asarray(predicted), np.asarray(gold)
-        classes = np.arange(gold.max() + 1)
+        classes = np.arange(max(gold.max(), predicted.max()) + 1)
         counts = np.stack([(predicted == gold)[:, None] & (gold[:, None] == classes),
                            predicted[:, None] == classes, gold[:, None] == classes], axis=-1)
         return {"accuracy": evaluation.bootstrap(predicted == gold),
@@ -47,8 +53,23 @@ def estimates(task: str, predicted: list, dataset) -> dict[str, evaluation.Estim
         return {"span_f1": evaluation.bootstrap(module.count(predicted, gold),
                                                 statistic=evaluation.f1)}
     pairs = list(zip(predicted, gold, strict=True))
-    return {name: evaluation.bootstrap([100 * measure(*pair) for pair in pairs])
+    return {name: evaluation.bootstrap([100 * measure(*pair) for pair in pairs],
+                                       dataset["context"][:])
             for name, measure in (("exact_match", module.exact_match), ("f1", module.f1))}
+
+
+def hold_out(splits, all_rows: bool, most: int = 1000) -> dict:
+    """Train and a validation split of at most `most` rows, neither of them from the real one.
+
+    `data.load` has carved whole passages out of train for a test split. The first of them make
+    the validation split; with `all_rows`, what they leave goes back to train.
+    """
+    carved = splits["test"]
+    passages = pd.factorize(np.array(carved["context"][:], dtype=object))[0]
+    chosen = np.bincount(passages).cumsum()[passages] <= most  # numbered as they appear
+    train, rest = splits["train"], carved.select(np.flatnonzero(~chosen))
+    return {"train": concatenate_datasets([train, rest]) if all_rows else train,
+            "validation": carved.select(np.flatnonzero(chosen))}
 
 
 def main() -> None:
@@ -76,8 +97,12 @@ def main() -> None:
     real = data.load(str(options.data / name), options.task)
     for seed in options.seeds:
         source = "embedded" if options.train == "embedded" else str(options.data / name)
-        splits = data.load(source, options.task, seed=seed,
+        held_out = options.train == "real" and split == "validation"
+        # one carving for all seeds, or each would have another number of training rows
+        splits = data.load(source, options.task, seed=0 if held_out else seed,
                            max_train_samples=options.max_train_samples)
+        if held_out:
+            splits = hold_out(splits, all_rows=options.max_train_samples is None)
         place = Path(tempfile.mkdtemp(prefix="finetuning-"))
         began = time.time()
         try:
@@ -90,7 +115,8 @@ def main() -> None:
             found = estimates(options.task, predictor.predictions(real[split]), real[split])
         finally:
             shutil.rmtree(place)
-        command = f"python -m benchmarks.finetuning --task {options.task} --data DATA --seeds {seed}"
+        command = (f"python -m benchmarks.finetuning --task {options.task} --data DATA "
+                   f"--seeds {seed}")
         for flag in ("train", "name", "max_train_samples", "epochs", "precision", "checkpoint"):
             if getattr(options, flag) != parser.get_default(flag):
                 shown = "FOLDER" if flag == "checkpoint" else getattr(options, flag)

@@ -4,6 +4,7 @@ Speeds are units per second of wall-clock time. A ratio is taken round by round,
 neighbours in time, so that a machine that slows down slows both sides.
 """
 
+import importlib.metadata
 import itertools
 import multiprocessing
 import os
@@ -23,6 +24,8 @@ import psutil
 from benchmarks import results
 from helpers import checkpoints, report
 
+
+SERVERS = ("mlflow", "azureml-inference-server-http")
 
 
 class Line(NamedTuple):
@@ -113,6 +116,20 @@ def matmul_rate(precision: str, device: str = "cpu", seconds: float = 1.0) -> fl
         return float(np.median([spell(seconds / 5) for _ in range(5)]))
 
 
+def conditions(memory: Mapping[str, float | Sequence[float]],
+               rates: Mapping[str, float] | None = None) -> list[Line]:
+    """What every comparison tells beside its speeds.
+
+    The matrix-multiply rate of each number format (fp32 where none is given) and the peak
+    memory of each side, in MB: one figure, or one a round.
+    """
+    rates = rates or {"fp32": matmul_rate("fp32")}
+    return [*(Line(f"matrix-multiply rate, {name}, GFLOP/s", rate / 1e9)
+              for name, rate in rates.items()),
+            *(Line.of(f"{name}: peak memory, MB", np.atleast_1d(values))
+              for name, values in memory.items())]
+
+
 def count_operations(work: Callable[[], Any]) -> int:
     """Floating-point operations of the matrix multiplications that `work` does in torch."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -120,6 +137,27 @@ def count_operations(work: Callable[[], Any]) -> int:
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
+
+
+# ---------------------------------------------------------------- the same answers
+
+def masks(answers: Sequence) -> list[list[dict]]:
+    """The candidates of every mask, whether a text has one mask or several."""
+    return [mask for row in answers for mask in ([row] if isinstance(row[0], dict) else row)]
+
+
+def check_same(answers: Sequence, expected: Sequence, most: float = 1e-5,
+               tie: float = 1e-6) -> None:
+    """Raise RuntimeError where two sides give other candidates, or scores further than `most`.
+
+    Candidates whose scores differ by less than `tie` may change places: rounding orders them.
+    """
+    for number, (ours, theirs) in enumerate(zip(masks(answers), masks(expected), strict=True)):
+        known = {one["token"]: one["score"] for one in theirs}
+        for a, b in zip(ours, theirs, strict=True):
+            tied = abs(known.get(a["token"], theirs[-1]["score"]) - b["score"]) < tie
+            if abs(a["score"] - b["score"]) > most or (a["token"] != b["token"] and not tied):
+                raise RuntimeError(f"mask {number}: the sides disagree: {a} and {b}")
 
 
 # ---------------------------------------------------------------- memory
@@ -154,6 +192,18 @@ class Memory:
             self.peak = max(self.peak, total)
             if self._stop.wait(self.every):
                 return
+
+
+@contextmanager
+def memory_of_children(peaks: dict[str, float], name: str, work) -> Iterator[Any]:
+    """Enter `work`, which starts a process; on leaving, peaks[name] is its peak memory, MB."""
+    here = psutil.Process()
+    before = {child.pid for child in here.children()}
+    with work as result:
+        (started,) = (child.pid for child in here.children() if child.pid not in before)
+        with Memory(started, every=0.25) as memory:  # seldom: the load runs beside it
+            yield result
+        peaks[name] = memory.peak / 2**20
 
 
 def peak_memory(work: Callable[..., Any], *arguments: Any) -> float:
@@ -262,8 +312,9 @@ def machine(device: str = "cpu") -> str:
     """Processor or GPU, threads, versions and date, for the results' column `hardware`."""
     import torch
 
-    versions = ", ".join(f"{name} {version}" for name, version in report.versions().items()
-                         if name in ("python", "torch", "transformers"))
+    known = report.versions() | {name: importlib.metadata.version(name) for name in SERVERS}
+    versions = ", ".join(f"{name} {known[name]}" for name in
+                         ("python", "torch", "transformers", *SERVERS))
     threads = "" if device == "cuda" else f", {torch.get_num_threads()} threads"
     kind = "" if device == "cuda" else f", {platform.machine()}"
     return (f"{results.hardware(device)}{kind}{threads}; {versions}; "

@@ -27,6 +27,7 @@ from helpers.serving import SCRIPT, local_server
 PIPELINE_SCRIPT = Path(__file__).with_name("pipeline_score.py")
 TOP_K = 5
 CLIENTS = (1, 8, 32)
+PERCENTILES = (50, 95, 99)
 
 
 def session() -> requests.Session:
@@ -127,7 +128,7 @@ class _Shared:
 
 
 def load_test(url: str, bodies: Sequence[dict], clients: int) -> dict:
-    """Send all requests from so many clients at once: latencies, requests/s, failures."""
+    """Send all requests from so many clients at once: latencies in ms, requests/s, failures."""
     shared = _Shared(bodies)
     threads = [Load(url, shared) for _ in range(clients)]
     began = time.perf_counter()
@@ -137,37 +138,53 @@ def load_test(url: str, bodies: Sequence[dict], clients: int) -> dict:
         thread.join()
     total = time.perf_counter() - began
     latencies = np.concatenate([thread.seconds for thread in threads if thread.seconds])
-    return {"p50": np.percentile(latencies, 50) * 1000, "p95": np.percentile(latencies, 95) * 1000,
-            "p99": np.percentile(latencies, 99) * 1000, "requests/s": len(bodies) / total,
+    return {"latencies": latencies * 1000, "requests/s": len(bodies) / total,
             "failures": [failure for thread in threads for failure in thread.failures]}
 
 
 def check(servers: dict[str, tuple[str, callable]], texts: Sequence[str]) -> None:
-    """Raise RuntimeError where two servers answer the same text with different words."""
+    """Raise RuntimeError where two servers answer the same text differently.
+
+    Ours and the pipeline's by all candidates and their scores, mlflow's by its first word.
+    """
     with session() as client:
         for text in texts:
-            first = {}
-            for name, (url, body) in servers.items():
-                answer = post(client, url, body(text))
-                first[name] = answer["predictions"][0] if name == "mlflow" else \
-                    answer[0][0]["token_str"]
-            if len(set(first.values())) != 1:
-                raise RuntimeError(f"online: the servers disagree on {text!r}: {first}")
+            answers = {name: post(client, url, body(text))
+                       for name, (url, body) in servers.items()}
+            harness.check_same(answers["ours"], answers["pipeline"])
+            first = answers["pipeline"][0][0]["token_str"], answers["mlflow"]["predictions"][0]
+            if len(set(first)) != 1:
+                raise RuntimeError(f"online: pipeline and mlflow disagree on {text!r}: {first}")
 
 
-def run(model: str = "embedded", requests_each: int = 96, rounds: int = 3,
+def percentile(parts: Sequence[np.ndarray], percent: int, metric: str) -> Line:
+    """A percentile of the latencies of all rounds, with the lowest and highest of one round."""
+    value = float(np.percentile(np.concatenate(parts), percent))
+    rounds = [float(np.percentile(part, percent)) for part in parts]
+    return Line(metric, value, min(*rounds, value), max(*rounds, value))
+
+
+def run(model: str = "embedded", requests_each: int = 100, rounds: int = 3,
         clients: Sequence[int] = CLIENTS) -> list[Measured]:
-    """Latency in milliseconds and requests per second; the servers take turns, idle between."""
-    texts = harness.sentences(requests_each)
+    """Latency in milliseconds and requests per second; the servers take turns, idle between.
+
+    Latencies of all rounds are taken together, so that a p99 rests on `rounds` times
+    `requests_each` requests.
+    """
+    texts, memory = harness.sentences(requests_each), {}
     with ExitStack() as stack:
         folder = stack.enter_context(harness.checkpoint(model))
+
+        def start(name: str, server) -> str:
+            return stack.enter_context(harness.memory_of_children(memory, name, server))
+
         servers = {
-            "ours": (stack.enter_context(local_server(folder, SCRIPT)) + "/score", request_body),
-            "pipeline": (stack.enter_context(local_server(folder, PIPELINE_SCRIPT)) + "/score",
+            "ours": (start("ours", local_server(folder, SCRIPT)) + "/score", request_body),
+            "pipeline": (start("pipeline", local_server(folder, PIPELINE_SCRIPT)) + "/score",
                          request_body),
-            "mlflow": (stack.enter_context(mlflow_server(folder)) + "/invocations",
+            "mlflow": (start("mlflow", mlflow_server(folder)) + "/invocations",
                        lambda text: {"inputs": [text]})}
-        check(servers, texts[:5])
+        check(servers, texts[:20])
         found: dict[tuple, list] = {}
         failures: dict[str, list] = {name: [] for name in servers}
         for number in range(rounds):
@@ -180,15 +197,18 @@ def run(model: str = "embedded", requests_each: int = 96, rounds: int = 3,
                         found.setdefault((name, count, metric), []).append(value)
     lines = []
     for (name, count, metric), values in found.items():
-        shown = metric if metric == "requests/s" else f"{metric}, ms"
-        lines.append(Line.of(f"{name}, {count} clients: {shown}", values))
+        side = f"{name}, {count} clients"
+        lines += [Line.of(f"{side}: requests/s", values)] if metric == "requests/s" else \
+            [percentile(values, percent, f"{side}: p{percent}, ms") for percent in PERCENTILES]
     for count in clients:
         for name in ("pipeline", "mlflow"):
-            ours, theirs = (np.array(found[side, count, "p50"]) for side in ("ours", name))
+            ours, theirs = (np.array([np.median(part) for part in found[side, count, "latencies"]])
+                            for side in ("ours", name))
             pair = f"ours, {count} clients over {name}, {count} clients"
             lines.append(Line.of(f"{pair}: p50, ms", theirs / ours))
             ours, theirs = (np.array(found[side, count, "requests/s"]) for side in ("ours", name))
             lines.append(Line.of(f"{pair}: requests/s", ours / theirs))
     lines += [Line(f"{name}: failed requests", len(failed)) for name, failed in failures.items()]
+    lines += harness.conditions(memory)
     return [Measured("online", f"embedded sentences, {harness.about(model)}", requests_each, lines,
                      folder if model == "embedded" else None)]

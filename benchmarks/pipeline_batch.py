@@ -1,6 +1,6 @@
 """What one would write without this project: the pipeline over a stream of `datasets`.
 
-    python -m benchmarks.pipeline_batch INPUT OUTPUT CHECKPOINT
+    python -m benchmarks.pipeline_batch INPUT OUTPUT CHECKPOINT BATCH_SIZE
 
 INPUT is a folder of csv files with a column input_string; OUTPUT gets the columns of
 cli/score_batch.py. No bad row is caught, and no file is finished twice.
@@ -16,16 +16,14 @@ from transformers import pipeline
 
 from helpers import batch
 
-BATCH_SIZE = 8
 
-
-def main(source: str, output: str, checkpoint: str) -> None:
+def main(source: str, output: str, checkpoint: str, batch_size: str) -> None:
     pipe = pipeline("fill-mask", model=checkpoint, dtype=torch.float32, device="cpu")
     place = Path(output, "predictions")
     place.mkdir(parents=True)
     for path in sorted(Path(source).glob("*.csv")):
         stream = load_dataset("csv", data_files=str(path), split="train", streaming=True)
-        answers = pipe((row[batch.COLUMN] for row in stream), batch_size=BATCH_SIZE, top_k=5)
+        answers = pipe((row[batch.COLUMN] for row in stream), batch_size=int(batch_size), top_k=5)
         with open(place / path.name, "w", newline="", encoding="utf-8") as out:
             writer = csv.writer(out)
             writer.writerow(batch.PREDICTIONS)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from benchmarks import harness, online
 from benchmarks.harness import Line, Measured
-from helpers import checkpoints
 from helpers.serving import SCRIPT, local_server
 
 TEXT = "Paris is the [MASK] of France."
@@ -47,9 +46,15 @@ def server_start(folder: Path, script: Path) -> float:
         return time.perf_counter() - began
 
 
-def run(folder: Path | None = None, rounds: int = 3) -> list[Measured]:
+def run(model: str = "embedded", rounds: int = 3) -> list[Measured]:
     """Cold starts in fresh processes, in turn; where the time goes, stage by stage."""
-    folder = folder or checkpoints.find("embedded")
+    with harness.checkpoint(model) as folder:
+        return [Measured("start", f"one sentence, {harness.about(model)}", 1,
+                         starts(folder, rounds), folder if model == "embedded" else None)]
+
+
+def starts(folder: Path, rounds: int) -> list[Line]:
+    """The lines of `run` for the checkpoint in this folder."""
     sides = {"ours": OURS, "pipeline": THEIRS}
     totals: dict[str, list] = {name: [] for name in sides}
     stages: dict[tuple, list] = {}
@@ -72,8 +77,7 @@ def run(folder: Path | None = None, rounds: int = 3) -> list[Measured]:
     lines = [Line.of(f"{name}: {stage}, s", values) for (name, stage), values in stages.items()]
     for name in sides:
         lines += [Line.of(f"{name}: first answer of a fresh process, s", totals[name]),
-                  Line.of(f"{name}: first answer of a fresh server, s", server[name]),
-                  Line.of(f"{name}: peak memory, MB", memory[name])]
-    lines += [harness.ratio(totals, "ours", "pipeline", "first answer of a fresh process, s"),
-              harness.ratio(server, "ours", "pipeline", "first answer of a fresh server, s")]
-    return [Measured("start", "one sentence, embedded checkpoint", 1, lines, folder)]
+                  Line.of(f"{name}: first answer of a fresh server, s", server[name])]
+    return [*lines, *harness.conditions(memory),
+            harness.ratio(totals, "ours", "pipeline", "first answer of a fresh process, s"),
+            harness.ratio(server, "ours", "pipeline", "first answer of a fresh server, s")]

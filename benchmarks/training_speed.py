@@ -7,13 +7,15 @@ transformers do by default, or to the longest row of a shuffled batch.
 
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
+from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging
 
 from benchmarks import harness
 from benchmarks.harness import Line, Measured
@@ -79,16 +81,26 @@ def trainer(side: str, task: str, splits, folder: Path, place: str, batch_size: 
     return result
 
 
-def run(task: str, folder: Path | None = None, rows: int = 128, rounds: int = 3,
+def _once(side: str, task: str, folder: str, rows: int, batch_size: int) -> None:
+    """One epoch in a process of its own, whose memory is watched."""
+    logging.set_verbosity_error()
+    splits = data.load("embedded", task, max_train_samples=rows)
+    with tempfile.TemporaryDirectory(prefix="training-") as place:
+        trainer(side, task, splits, Path(folder), place, batch_size).train()
+
+
+def run(task: str, model: str = "embedded", rows: int = 128, rounds: int = 3,
         batch_size: int = 16) -> list[Measured]:
     """Samples per second of whole epochs over the same rows, forward, backward and update."""
-    folder = folder or checkpoints.find("embedded")
     splits = data.load("embedded", task, max_train_samples=rows)
-    with tempfile.TemporaryDirectory(prefix="training-") as place, tasks.quiet():
+    with (harness.checkpoint(model) as folder, tasks.quiet(),
+          tempfile.TemporaryDirectory(prefix="training-") as place):
         trainers = {side: trainer(side, task, splits, folder, place, batch_size)
                     for side in side_names(task)}
         seconds = harness.alternate({side: one.train for side, one in trainers.items()}, rounds)
         steps = {one.state.global_step for one in trainers.values()}
+        memory = {side: harness.peak_memory(_once, side, task, str(folder), rows, batch_size)
+                  for side in trainers}
     if len(steps) != 1:
         raise RuntimeError(f"fine-tuning: the sides took different steps: {steps}")
     samples = len(trainers[DYNAMIC].train_dataset)  # windows, in question answering
@@ -96,43 +108,97 @@ def run(task: str, folder: Path | None = None, rows: int = 128, rounds: int = 3,
     for theirs in side_names(task)[2:]:
         lines += [harness.ratio(seconds, ours, theirs, "samples/s")
                   for ours in side_names(task)[:2]]
-    return [Measured(f"fine-tuning, {task}", f"embedded, batches of {batch_size}, embedded "
-                     "checkpoint", samples, lines, folder)]
+    rates = {name: harness.matmul_rate(name) for name in ("fp32", "bf16")}
+    return [Measured(f"fine-tuning, {task}", f"embedded, batches of {batch_size}, "
+                     f"{harness.about(model)}", samples,
+                     [*lines, *harness.conditions(memory, rates)],
+                     folder if model == "embedded" else None)]
+
+
+class Watch(TrainerCallback):
+    """Scores the model every few steps, `seen`: (seconds of training, score).
+
+    The clock stands still meanwhile.
+    """
+
+    def __init__(self, score: Callable[[torch.nn.Module], float], every: int):
+        self.score, self.every, self.seen = score, every, []
+
+    def on_train_begin(self, args, state, control, **_):
+        self.began = time.perf_counter()
+
+    def on_step_end(self, args, state, control, model=None, **_):
+        if state.global_step % self.every and state.global_step < state.max_steps:
+            return
+        stopped = time.perf_counter()
+        self.seen.append((stopped - self.began, self.score(model)))
+        model.train()
+        self.began += time.perf_counter() - stopped
+
+
+def seconds_to(seen: Sequence[tuple[float, float]], target: float) -> float | None:
+    """The training time at the first score that is at least the target; none without one."""
+    return next((seconds for seconds, score in seen if score >= target), None)
+
+
+def mean_and_error(name: str, values: Sequence[float]) -> Line:
+    """The mean, and one standard error to either side."""
+    mean = float(np.mean(values))
+    error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+    return Line(name, mean, mean - error, mean + error)
 
 
 def to_metric(data_folder: Path, task: str = "text-classification", folder: Path | None = None,
-              rows: int = 4000, epochs: float = 2.0, seeds=(0, 1, 2)) -> list[Measured]:
-    """Seconds and the metric on real data after the same epochs, over seeds.
+              rows: int = 4000, epochs: float = 2.0, seeds=(0, 1, 2), held_rows: int = 1000,
+              looks: int = 10) -> list[Measured]:
+    """Final metric on real data, and the seconds of training until a common one, over seeds.
 
-    Each line is the mean over the seeds, and one standard error to either side.
+    The common metric is what plain dynamic padding ends with, its mean over the seeds less one
+    standard error. Every side is scored `looks` times on `held_rows` rows outside the clock, so
+    the seconds are as fine as a `looks`-th of the training. Lines are the mean over the seeds,
+    and one standard error to either side; a side that misses the common metric with some seed
+    has no seconds, only the number of seeds that reached it.
     """
     folder = folder or checkpoints.find("embedded")
-    source = data_folder / REAL[task]
-    module = tasks.module(task)
-    spent = {side: [] for side in side_names(task)}
-    metric = {side: [] for side in side_names(task)}
-    for seed in seeds:
+    source, module, sides = data_folder / REAL[task], tasks.module(task), side_names(task)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    seen: dict[str, list] = {side: [] for side in sides}
+    for number, seed in enumerate(seeds):
         splits = data.load(str(source), task, seed=seed, max_train_samples=rows,
-                           max_eval_samples=2000)
+                           max_eval_samples=held_rows)
         held = splits["validation"]  # SQuAD has no public test set
-        for side in side_names(task):
+        gold = module.gold(held)
+
+        def score(model):
+            answers = module.Predictor(model, tokenizer).predictions(held)
+            return module.score(answers, gold)[module.METRIC]
+
+        for side in sides if number % 2 == 0 else sides[::-1]:
             with tempfile.TemporaryDirectory(prefix="training-") as place, tasks.quiet():
                 one = trainer(side, task, splits, folder, place, 32, seed, epochs)
-                began = time.perf_counter()
+                steps = int(epochs * -(-len(one.train_dataset) // 32))
+                watch = Watch(score, max(1, steps // looks))
+                one.add_callback(watch)
                 one.train()
-                spent[side].append(time.perf_counter() - began)
-                predictor = module.Predictor(one.model, AutoTokenizer.from_pretrained(folder))
-                scores = module.score(predictor.predictions(held), module.gold(held))
-                metric[side].append(scores[module.METRIC])
-    lines = []
-    for side in spent:
-        for name, values in ((f"{side}: seconds", spent[side]),
-                             (f"{side}: {module.METRIC}", metric[side])):
-            mean = float(np.mean(values))
-            error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0
-            lines.append(Line(name, mean, mean - error, mean + error))
-    for theirs in side_names(task)[2:]:
-        lines += [harness.ratio(spent, ours, theirs, "seconds")
-                  for ours in side_names(task)[:2]]
+                seen[side].append(watch.seen)
+    final = {side: [run[-1][1] for run in runs] for side, runs in seen.items()}
+    spent = {side: [run[-1][0] for run in runs] for side, runs in seen.items()}
+    target = mean_and_error(DYNAMIC, final[DYNAMIC]).low
+    reached = {side: [seconds_to(run, target) for run in runs] for side, runs in seen.items()}
+    lines = [Line(f"common {module.METRIC}", target)]
+    for side in sides:
+        lines += [mean_and_error(f"{side}: seconds", spent[side]),
+                  mean_and_error(f"{side}: {module.METRIC}", final[side]),
+                  Line(f"{side}: seeds that reached the common metric",
+                       sum(seconds is not None for seconds in reached[side]))]
+        if None not in reached[side]:
+            lines.append(mean_and_error(f"{side}: seconds to the common metric", reached[side]))
+    for ours in sides[:2]:
+        lines.append(mean_and_error(f"{ours} less {DYNAMIC}: {module.METRIC}",
+                                    np.subtract(final[ours], final[DYNAMIC])))
+        for theirs in sides[2:]:
+            lines.append(harness.ratio(spent, ours, theirs, "seconds"))
+            if None not in reached[ours] + reached[theirs]:
+                lines.append(harness.ratio(reached, ours, theirs, "seconds to the common metric"))
     return [Measured(f"time to metric, {task}", f"{REAL[task]}, {epochs:g} epochs, embedded "
                      "checkpoint", rows, lines, folder, split="validation")]

@@ -6,9 +6,7 @@ usage() {
   echo "Usage: evaluate-model-fill-mask.sh [options]
 Runs the notebook evaluate-model-fill-mask as a job of Azure ML, fetches its results to runs/,
 and deletes the cluster.
-$(common_options)"
+$(common_options "those of the notebook")"
 }
 read_options "$@"
-start
-create_cluster
-run_notebook evaluate-model-fill-mask
+evaluate evaluate-model-fill-mask

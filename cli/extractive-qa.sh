@@ -6,7 +6,7 @@ usage() {
   echo "Usage: extractive-qa.sh [options]
 Runs the notebook extractive-qa as a job of Azure ML, registers its model, deploys it to an
 online endpoint, asks it once, and deletes the endpoint and the cluster.
-$(common_options)"
+$(common_options "those of the notebook")"
 }
 read_options "$@"
 fine_tune extractive-qa question-answering extractive-qa

@@ -7,44 +7,40 @@ usage() {
   echo "Usage: fill-mask-batch-endpoint.sh INPUT [options]
 Scores the .csv and .jsonl files of the folder INPUT with a batch endpoint of Azure ML, fetches
 predictions/ and errors/ to runs/, and deletes the endpoint and the cluster.
-$(common_options)"
+$(common_options "precision, top_k")"
 }
 if (($#)) && [[ $1 != -* ]]; then input=$1; shift; fi
 read_options "$@"
-((${#values[@]} == 0)) || fail "-p is for scripts that run a notebook; see --help"
+notebook=fill-mask-batch-endpoint
+check $notebook precision top_k
 [[ -n $input ]] || fail "no folder of inputs; see --help"
 [[ -d $input ]] || fail "no folder $input"
-[[ -n $checkpoint ]] || checkpoint=$(sed -n 's/^checkpoint: *//p' \
-  "$here/parameters/$parameter_set/fill-mask-batch-endpoint.yml")
+checkpoint=$(setting $notebook checkpoint)
 
-settings=()
+variables=settings.environment_variables
+settings=(--set "$variables.PRECISION=$(setting $notebook precision)"
+  --set "$variables.TOP_K=$(setting $notebook top_k)")
 if [[ -n $checkpoint && $checkpoint != embedded ]]; then  # a deployment needs a local folder
   folder=$("${PYTHON:-$here/../.venv/bin/python}" -c \
     'import sys; from helpers import checkpoints; print(checkpoints.find(sys.argv[1]))' \
     "$checkpoint") || fail "--checkpoint $checkpoint could not be had (make run sets up .venv)"
-  settings=(--set "model.name=${checkpoint//\//-}" --set "model.path=$folder")
+  name=$(sed -E 's/[^A-Za-z0-9]+/-/g; s/^-//; s/-$//' <<< "$checkpoint")  # as workspace.model_name
+  settings+=(--set "model.name=$name" --set "model.path=$folder")
 fi
 
-start
-create_cluster
 endpoint="fill-mask-batch-$suffix"
-echo "endpoint $endpoint: its jobs run on $cluster"
+start
+name_cluster
+echo "endpoint $endpoint: its job runs on 1 node of $cluster"
+create_cluster
 will_create batch-endpoint "$endpoint"
 az_ml batch-endpoint create --file "$here/batch-endpoint.yml" --name "$endpoint" > /dev/null
 az_ml batch-deployment create --file "$here/batch-deployment.yml" --endpoint-name "$endpoint" \
-  --set-default "${settings[@]}" > /dev/null
-if $dry_run; then
-  az_ml batch-endpoint invoke --name "$endpoint" --input "$input"
-  exit
-fi
+  --set-default --set "compute=azureml:$cluster" "${settings[@]}" > /dev/null
+will_invoke "$endpoint"
 job=$(az_ml batch-endpoint invoke --name "$endpoint" --input "$input" --query name -o tsv)
-trap 'az_ml job cancel --name "$job" > /dev/null 2>&1 || true; exit 130' INT
-az_ml job stream --name "$job"
-status=$(az_ml job show --name "$job" --query status -o tsv)
-if [[ $status != Completed ]]; then
-  echo "job $job ended as $status" >&2
-  exit 1
-fi
+if $dry_run; then exit; fi
+wait_for "$job"
 scoring=$(az_ml job list --parent-job-name "$job" --query '[0].name' -o tsv)
 az_ml job download --name "$scoring" --output-name score --download-path "$here/../runs/$endpoint"
 echo "results: runs/$endpoint"

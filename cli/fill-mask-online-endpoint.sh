@@ -5,13 +5,18 @@ source "$(dirname "${BASH_SOURCE[0]}")/library.sh"
 usage() {
   echo "Usage: fill-mask-online-endpoint.sh [options]
 Deploys fill-mask to an online endpoint of Azure ML, asks it once, and deletes it.
-$(common_options)"
+$(common_options "precision")"
 }
 read_options "$@"
-((${#values[@]} == 0)) || fail "-p is for scripts that run a notebook; see --help"
-[[ -n $checkpoint ]] || checkpoint=$(sed -n 's/^checkpoint: *//p' \
-  "$here/parameters/$parameter_set/fill-mask-online-endpoint.yml")
+notebook=fill-mask-online-endpoint
+check $notebook precision
+checkpoint=$(setting $notebook checkpoint)
+[[ ! $checkpoint =~ ^[./~] ]] || fail "checkpoint: a folder is not uploaded from here; give a" \
+  "name on the Hub or embedded, or serve it from Python: helpers.workspace.online"
 
+endpoint="fill-mask-$suffix"
 start
-serve fill-mask --set "environment_variables.CHECKPOINT=$checkpoint"
+plan_endpoint "$endpoint"
+serve fill-mask "$(setting $notebook precision)" \
+  --set "environment_variables.CHECKPOINT=$checkpoint"
 ask fill-mask

@@ -1,4 +1,7 @@
-"""The steps of cli/pipeline.yml beside training: prepare, evaluate, register.
+"""The steps of cli/pipeline.yml beside training: prepare, evaluate, register; and the first
+step of cli/notebook-job.yml: check.
+
+    python cli/pipeline_steps.py check --notebook N --parameters SET [-p NAME VALUE ...]
 
     python cli/pipeline_steps.py prepare --task T --dataset D --output_dir OUT
     python cli/pipeline_steps.py evaluate --task T --dataset DATA --model M --output_dir OUT
@@ -13,7 +16,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # helpers, where not installed
 
-from helpers import parameters, report  # noqa: E402
+from helpers import parameters, report, runner  # noqa: E402
+
+
+def check(given):
+    """Refuse parameters that a notebook does not have or cannot use, before it starts."""
+    notebook = runner.NOTEBOOKS / f"{given.notebook}.ipynb"
+    values = runner.from_file(Path(__file__).parent / "parameters" / given.parameters, notebook)
+    values.update((name, parameters.literal(value)) for name, value in given.p)
+    runner.settings(notebook, values)
+    if problem := runner.unpinned(values.get("dataset", "embedded")):
+        raise ValueError(f"{given.notebook}: {problem}")
 
 
 def prepare(given):
@@ -34,10 +47,12 @@ def evaluate(given):
     started = time.time()
     module = tasks.module(given.task)
     rows = data.load(given.dataset, given.task)["test"]
-    metrics = module.load(Path(given.model)).evaluate(rows, progress=True)
+    model = module.load(Path(given.model), precision=given.precision)
+    metrics = model.evaluate(rows, progress=True)
     headline = f"{module.METRIC} {metrics[module.METRIC]:.4g} on {len(rows)} rows"
     report.save_metrics(given.output_dir, notebook="pipeline", metrics=metrics, started=started,
-                        parameters={"task": given.task}, headline=headline)
+                        parameters={"task": given.task, "precision": given.precision},
+                        headline=headline)
     print(headline)
 
 
@@ -64,19 +79,25 @@ def register(given):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="The steps of the jobs of cli/.")
     steps = parser.add_subparsers(dest="step", required=True)
+    options = steps.add_parser("check", help=check.__doc__)
+    for name in ("notebook", "parameters"):
+        options.add_argument(f"--{name}", required=True)
+    options.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    options.set_defaults(run=check)
     for step, names in ((prepare, ("task", "dataset")), (evaluate, ("task", "dataset", "model")),
                         (register, ("model", "metrics", "name"))):
         options = steps.add_parser(step.__name__, help=step.__doc__)
         for name in (*names, "output_dir"):
             options.add_argument(f"--{name}", required=True)
         options.add_argument("--seed", type=int, default=0)
+        options.add_argument("--precision", default="fp32")
         options.set_defaults(run=step)
     given = parser.parse_args()
     try:
-        parameters.check(**{name: getattr(given, name) for name in ("task", "dataset", "seed")
-                            if hasattr(given, name)})
+        parameters.check(**{name: getattr(given, name) for name in (
+            "task", "dataset", "seed", "precision") if hasattr(given, name)})
         given.run(given)
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))

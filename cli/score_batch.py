@@ -14,6 +14,8 @@ INPUT_FOLDER (below which paths are kept; Azure's own mount is recognized), PREC
 TOP_K, THREADS.
 """
 
+import contextlib
+import ctypes
 import hashlib
 import json
 import multiprocessing
@@ -39,6 +41,7 @@ def init():
     """Load the model; any error ends the job, with its reason."""
     import torch
 
+    import helpers.batch  # noqa: F401 - now, not with the first file: it takes memory
     from helpers import fill_mask
 
     settings = {"top_k": int(os.environ.get("TOP_K", "5")),
@@ -47,9 +50,20 @@ def init():
     parameters.check(**settings)
     if "THREADS" in os.environ:
         torch.set_num_threads(int(os.environ["THREADS"]))
+    return_memory()
     service.update(
         fill=fill_mask.load(checkpoints.deployed(), settings["device"], settings["precision"]),
         top_k=settings["top_k"], output=Path(os.environ["AZUREML_BI_OUTPUT_PATH"]))
+
+
+def return_memory():
+    """Have glibc give large blocks back once they are free.
+
+    By itself it learns to keep them: batches of ever new shapes then make the heap grow by
+    more than 100 MB. Other C libraries have no such setting.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).mallopt(-3, 2**16)  # M_MMAP_THRESHOLD, in bytes
 
 
 def run(mini_batch):
@@ -136,14 +150,15 @@ def read_options(arguments):
 
 
 def find_files(source, output):
-    """All files of the input, the largest first; hidden ones are left out."""
+    """All files of the input, the largest first; hidden ones and hidden folders are left out."""
     if not source.exists():
         raise FileNotFoundError(f"INPUT: there is no {source}; give a file or a folder")
     if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"OUTPUT: {output} lies in the input folder; give another one")
     os.environ["INPUT_FOLDER"] = str(source if source.is_dir() else source.parent)
-    found = [path for path in (source.rglob("*") if source.is_dir() else [source])
-             if path.is_file() and not path.name.startswith(".")]
+    found = [source] if source.is_file() else [
+        path for path in source.rglob("*") if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(source).parts)]
     if not found:
         raise FileNotFoundError(f"INPUT: no file in {source}; put .csv or .jsonl files there")
     return sorted(found, key=lambda path: (-path.stat().st_size, path))

@@ -2,8 +2,9 @@
 
 The task follows from the checkpoint's config. Settings, all from environment variables:
 AZUREML_MODEL_DIR (set by Azure ML; the model may lie in a folder below it), else CHECKPOINT
-and REVISION, else the embedded checkpoint; TASK, PRECISION, MAX_TEXTS, MAX_BYTES,
-MAX_ANSWER_BYTES.
+and REVISION, else the embedded checkpoint; TASK, where the config
+names no task; PRECISION; the limits of one request MAX_TEXTS, MAX_BYTES, MAX_TOKENS (of all
+its texts together) and MAX_ANSWER_BYTES.
 """
 
 import json
@@ -35,6 +36,7 @@ def init():
     task = pick_task(folder)
     limits = contract.Limits(texts=number("MAX_TEXTS", contract.Limits.texts),
                              bytes=number("MAX_BYTES", contract.Limits.bytes),
+                             tokens=number("MAX_TOKENS", contract.Limits.tokens),
                              answer_bytes=number("MAX_ANSWER_BYTES", contract.Limits.answer_bytes))
     module = fill_mask if task == "fill-mask" else tasks.module(task)
     predict = module.load(folder, precision=os.environ.get("PRECISION", "fp32"))
@@ -126,10 +128,18 @@ def describe(task, predict):
 
 
 def pick_task(folder):
-    """Return the task that the checkpoint was trained for, or the one that TASK names."""
+    """Return the task that the checkpoint was trained for; TASK must name no other.
+
+    TASK decides where the config names no architecture that is known here. Raises ValueError.
+    """
     names = json.loads((folder / "config.json").read_text()).get("architectures") or []
     fitting = [task for head, task in HEADS.items() for name in names if name.endswith(head)]
-    task = os.environ.get("TASK") or next(iter(fitting), None)
+    asked = os.environ.get("TASK")
+    task = asked or next(iter(fitting), None)
+    if asked in contract.TASKS and fitting and asked not in fitting:  # its head would be random
+        raise ValueError(f"TASK: {asked} was asked for, but {', '.join(names)} in {folder} is "
+                         f"trained for {fitting[0]}; leave TASK out, or give a checkpoint "
+                         f"trained for {asked}")
     if task not in contract.TASKS:
         raise ValueError(f"TASK: {task!r} from the architectures {names}; set TASK to one of "
                          f"{', '.join(contract.TASKS)}")

@@ -6,7 +6,7 @@ usage() {
   echo "Usage: token-classification.sh [options]
 Runs the notebook token-classification as a job of Azure ML, registers its model, deploys it to an
 online endpoint, asks it once, and deletes the endpoint and the cluster.
-$(common_options)"
+$(common_options "those of the notebook")"
 }
 read_options "$@"
 fine_tune token-classification token-classification token-classification

@@ -163,11 +163,13 @@ def _records(lines: Iterator[str]) -> Iterator[tuple[list[str], str, str]]:
     waiting: deque[str] = deque()
 
     def feed(used: list[str]) -> Iterator[str]:
-        while sum(map(len, used)) <= LONGEST:
+        size = 0
+        while size <= LONGEST:
             line = waiting.popleft() if waiting else next(lines, None)
             if line is None:
                 return
             used.append(line)
+            size += len(line)
             yield line
 
     while True:

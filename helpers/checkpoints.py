@@ -25,7 +25,9 @@ FILES = ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
 def find(checkpoint: str = "embedded", revision: str | None = None) -> Path:
     """Return the local folder of a checkpoint, downloading it once where it is on the Hub.
 
-    A name of the Hub that is not in REVISIONS needs `revision`, a commit of 40 hex digits.
+    A name of the Hub that is not in REVISIONS needs `revision`, a commit of 40 hex digits. A
+    download goes on where a connection broke; after a killed process, at the first file that
+    is not whole.
     Raises ValueError or FileNotFoundError with one sentence saying what to do.
     """
     if checkpoint == "embedded":
@@ -38,8 +40,9 @@ def find(checkpoint: str = "embedded", revision: str | None = None) -> Path:
     name = f"{OWNERS[checkpoint]}/{checkpoint}" if checkpoint in OWNERS else checkpoint
     revision = revision or REVISIONS.get(name)
     if revision is None or not re.fullmatch("[0-9a-f]{40}", revision):
-        raise ValueError(f"revision: {name} needs the full commit of the Hub checkpoint "
-                         f"(40 hex digits), got {revision!r}")
+        raise ValueError(f"revision: no folder {checkpoint} is here, and as a name on the Hub "
+                         f"{name} needs its full commit (40 hex digits), got {revision!r}; give "
+                         "an existing folder, embedded, or the commit")
     return _download(name, revision)
 
 
@@ -102,8 +105,8 @@ def _complete(folder: Path) -> Path:
 
 def _download(name: str, revision: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (HfHubHTTPError, HTTPError, LocalEntryNotFoundError,
-                                        RevisionNotFoundError)
+    from huggingface_hub.errors import (HfHubHTTPError, HFValidationError, HTTPError,
+                                        LocalEntryNotFoundError, RevisionNotFoundError)
 
     wanted = {"repo_id": name, "revision": revision, "allow_patterns": FILES}
     other = "or use checkpoint=embedded or a folder"
@@ -113,6 +116,10 @@ def _download(name: str, revision: str) -> Path:
             return folder
     except LocalEntryNotFoundError:
         pass
+    except HFValidationError:
+        raise FileNotFoundError(f"checkpoint: no folder {name}, and no name on the Hub can be "
+                                "so; give an existing folder, embedded, or a name like "
+                                "owner/name") from None
     try:
         folder = Path(snapshot_download(**wanted))
     except RevisionNotFoundError as error:

@@ -33,6 +33,7 @@ class Limits:
 
     texts: int = 1_000
     bytes: int = 1_000_000
+    tokens: int = 131_072  # of all texts together: what a model must read takes the time
     answer_bytes: int = 100_000_000
 
 
@@ -260,7 +261,7 @@ def parse(task: str, body: str | bytes, limits: Limits = Limits()) -> Request:
 
 
 def check(task: str, request: Request, model: Model, limits: Limits = Limits()) -> None:
-    """Check what only a model can say: masks, lengths, vocabulary, size of the answer.
+    """Check what only a model can say: masks, lengths, vocabulary, all tokens, the answer's size.
 
     Raises BadRequest for the first row that the model cannot take.
     """
@@ -269,9 +270,9 @@ def check(task: str, request: Request, model: Model, limits: Limits = Limits()) 
         raise BadRequest("top_k", f"parameters.top_k: {_show(top_k)} is more than the "
                          f"{model.choices} there are; give an integer from 1 to {model.choices}")
     if task == "question-answering":
-        _check_lengths(request.inputs.question, model, model.max_question, "question")
-        _check_lengths(request.inputs.context, model, model.max_tokens, "context")
-        return
+        questions = _check_lengths(request.inputs.question, model, model.max_question, "question")
+        contexts = _check_lengths(request.inputs.context, model, model.max_tokens, "context")
+        return _check_total([*questions, *contexts], limits)
     texts = request.inputs.input_string
     if task == "fill-mask":
         for row, text in enumerate(texts):
@@ -279,6 +280,7 @@ def check(task: str, request: Request, model: Model, limits: Limits = Limits()) 
                 raise BadRequest("no_mask", f"no {model.mask_token} in {_show(text)}; write "
                                  f"{model.mask_token} where the word is missing", row)
     lengths = _check_lengths(texts, model, model.max_tokens, "text")
+    _check_total(lengths, limits)
     if task != "fill-mask":
         return
     if parameters.targets is not None:
@@ -349,7 +351,8 @@ def _card_form(document: dict, request: type[BaseModel]) -> tuple[str, dict]:
     where = [name for name in ("inputs", "input_data") if name in document]
     if len(where) != 1:
         raise BadRequest(*(("unknown_key", "both inputs and input_data; send only inputs") if where
-                           else ("missing_key", "no inputs; send a JSON object with the key inputs")))
+                           else ("missing_key",
+                                "no inputs; send a JSON object with the key inputs")))
     rest = {name: value for name, value in document.items() if name != where[0]}
     inputs, found = document[where[0]], {}
     if isinstance(inputs, dict):  # a shallow copy, to take the parameters out of it
@@ -402,6 +405,12 @@ def _check_lengths(texts: list[str], model: Model, most: int | None, what: str) 
             raise BadRequest("too_long", f"the {what} has {length:,} tokens; at most {most:,} "
                              "are read; shorten it", row)
     return lengths
+
+
+def _check_total(lengths: Sequence[int], limits: Limits) -> None:
+    if (total := sum(lengths)) > limits.tokens:
+        raise BadRequest("too_many_tokens", f"the texts have {total:,} tokens in all; one request "
+                         f"may hold {limits.tokens:,}; send fewer texts at a time")
 
 
 def _refuse(problem: dict, where: str, request: type[BaseModel]) -> NoReturn:

@@ -9,6 +9,7 @@ import difflib
 import io
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ REVISIONS = {
 }
 TYPES = ["PER", "ORG", "LOC", "MISC"]
 TAGS = ["O", *(f"{prefix}-{kind}" for kind in TYPES for prefix in "BI")]  # CoNLL-2003's order
+NOT_A_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
 SPLITS = {"train": "train|training", "validation": "validation|valid|val|dev|eval", "test": "test"}
 
 
@@ -198,31 +200,68 @@ def _read_jsonl(path: Path, name: str) -> Part:
     part, rows = Part(name, {}, {}), []
     for row, line in enumerate(_decode(path, name).rstrip().split("\n")):
         try:
-            rows.append(json.loads(line))
+            rows.append(json.loads(line, parse_int=_integer))
         except json.JSONDecodeError as error:
             if not line.strip():
                 part.fail(row, "the line is empty; delete it")
             part.fail(row, f"not JSON ({error.msg} at column {error.colno}); write one object "
                            "a line")
+        except RecursionError:
+            part.fail(row, "lists within lists without end; write one flat object a line")
+        if "\\u" in line:  # the only way to half a character in a UTF-8 file
+            _characters(part, row, rows[-1])
     return _rows(rows, part)
 
 
-def _read_json(path: Path, name: str) -> Part:
+def _integer(digits: str) -> int | float:
+    """An integer of JSON; one that nobody means is infinite, for the checks to refuse its row."""
+    return int(digits) if len(digits) < 100 else float(digits)
+
+
+def _characters(part: Part, row: int, value: Any) -> None:
+    """Refuse half of a surrogate pair, which no file, model or answer can hold."""
     try:
-        rows = json.loads(_decode(path, name))
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        part.fail(row, f"half of a surrogate pair ({half!r}); write the character itself or its "
+                       "whole pair")
+
+
+def _read_json(path: Path, name: str) -> Part:
+    part, text = Part(name, {}, {}), _decode(path, name)
+    try:
+        rows = json.loads(text, parse_int=_integer)
     except json.JSONDecodeError as error:
         raise ValueError(f"{name}, line {error.lineno}: not JSON ({error.msg} at column "
                          f"{error.colno}); write one list of objects, or one object a line "
                          "in a .jsonl file") from error
+    except RecursionError:
+        raise ValueError(f"{name}: lists within lists without end; write one list of flat "
+                         "objects") from None
     if isinstance(rows, dict):
         rows = rows.get("data")
     if not isinstance(rows, list):
         raise ValueError(f'{name}: no list of rows; write [{{...}}, ...] or {{"data": [...]}}')
+    if "\\u" in text:
+        for row, value in enumerate(rows):
+            _characters(part, row, value)
     if rows and all(isinstance(row, dict) and "paragraphs" in row for row in rows):
         rows = [{"title": article.get("title"), "context": paragraph.get("context"), **question}
-                for article in rows for paragraph in article["paragraphs"]
-                for question in paragraph.get("qas", [])]  # SQuAD's own nesting
-    return _rows(rows, Part(name, {}, {}))
+                for row, article in enumerate(rows)
+                for paragraph in _objects(part, row, article, "paragraphs")
+                for question in _objects(part, row, paragraph, "qas")]
+    return _rows(rows, part)
+
+
+def _objects(part: Part, row: int, value: dict, name: str) -> list[dict]:
+    """The list of objects of that name in SQuAD's own nesting."""
+    found = value.get(name, [])
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        part.fail(row, f"{name} is {str(found)[:40]}, not a list of objects; write "
+                       '"paragraphs": [{"context": ..., "qas": [{"question": ..., '
+                       '"answers": [...]}]}]')
+    return found
 
 
 def _read_csv(path: Path, name: str) -> Part:
@@ -323,8 +362,13 @@ def _texts(part: Part, column: str) -> None:
         if not isinstance(value, str):
             part.fail(row, f"{column} is missing; fill it in or delete the row" if value is None
                       else f"{column} is {value!r}, a {type(value).__name__}; write text")
-        if not value.strip():
+        if not _visible(value):
             part.fail(row, f"{column} is empty; fill it in or delete the row")
+
+
+def _visible(text: str) -> bool:
+    """Whether a text holds more than white space, control and zero-width characters."""
+    return any(not c.isspace() and unicodedata.category(c) not in ("Cc", "Cf") for c in text)
 
 
 def _join(splits: dict[str, list[Part]], features: dict[str, Any]) -> dict[str, Dataset]:
@@ -359,7 +403,7 @@ def _labels(splits: dict[str, list[Part]]) -> dict[str, Dataset]:
         values = list(dict.fromkeys(part.columns["label"]))
         names += [name for name in part.names.get("label", values) if name not in names]
     if not all("label" in part.names for part in splits["train"]):
-        whole = all(re.fullmatch(r"-?\d+", name) for name in names)
+        whole = all(re.fullmatch("-?[0-9]{1,18}", name) for name in names)
         names.sort(key=int if whole else str)
         if whole and all("label_text" in part.columns for part in splits["train"]):
             names = _named(parts, splits["train"], names)
@@ -378,8 +422,10 @@ def _labels(splits: dict[str, list[Part]]) -> dict[str, Dataset]:
 
 def _class(part: Part, row: int, value: Any) -> str:
     """The class of a row, as the text that names it."""
-    if value is None or value == "" or value == -1 or value != value:
-        part.fail(row, f"label is missing ({value!r}); fill it in or delete the row")
+    if value is None or value != value or str(value).strip() in ("", "-1", "-1.0"):
+        part.fail(row, f"label is missing ({value!r}); fill it in or delete the row" + (
+            "" if value is None or value != value or not str(value).strip() else
+            "; -1 marks a missing label on the Hub, so write a name where it is a class"))
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # pandas writes whole numbers so where a column has gaps
     if not isinstance(value, (str, int)):
@@ -401,6 +447,8 @@ def _named(parts: list[Part], train: list[Part], numbers: list[str]) -> list[str
             if "label_text" not in part.columns:
                 break
             text = part.columns["label_text"][row]
+            if isinstance(text, str) and not text.strip():
+                part.fail(row, "label_text is empty; fill it in or delete the column")
             if not isinstance(text, str) or texts.setdefault(number, text) != text:
                 part.fail(row, f"label {number} is {texts.get(number)!r} elsewhere, label_text "
                                f"says {text!r} here; mend one of them")
@@ -417,9 +465,11 @@ def _cells(part: Part, column: str) -> None:
             try:
                 part.columns[column][row] = (ast.literal_eval(value) if value[:1] in ("[", "{")
                                              else value.split())
-            except (ValueError, SyntaxError):
+            except NOT_A_LITERAL:
                 part.fail(row, f"{column} is not a list: {value[:40]!r}; write "
                                '["EU", "rejects"] or the words apart by spaces')
+            if "\\" in value:
+                _characters(part, row, part.columns[column][row])
 
 
 def _tags(splits: dict[str, list[Part]]) -> dict[str, Dataset]:
@@ -496,7 +546,7 @@ def _gold(part: Part, row: int, gold: Any) -> dict[str, list]:
     if isinstance(gold, str):
         try:
             gold = ast.literal_eval(gold)
-        except (ValueError, SyntaxError):
+        except NOT_A_LITERAL:
             part.fail(row, f"answers is not an object: {gold[:40]!r}; write "
                            '{"text": ["Paris"], "answer_start": [17]}')
     if isinstance(gold, list) and all(isinstance(one, dict) for one in gold):
@@ -511,12 +561,12 @@ def _gold(part: Part, row: int, gold: Any) -> dict[str, list]:
                        "question at least one answer, each with its start")
     context, checked = part.columns["context"][row], []
     for answer, start in zip(texts, starts):
-        if isinstance(start, str) and start.strip().isdigit():
+        if isinstance(start, str) and re.fullmatch("[0-9]{1,18}", start.strip()):
             start = int(start)  # csv has only text
         if not isinstance(answer, str) or not answer.strip():
             part.fail(row, f"answer {answer!r} is empty or not text; fill it in")
         if not isinstance(start, int) or isinstance(start, bool) or start < 0:
-            part.fail(row, f"answer_start {start!r} is not a whole number from 0; "
+            part.fail(row, f"answer_start {start!r:.40} is not a whole number from 0; "
                            "count the characters before the answer")
         if not context.startswith(answer, start):
             places = [match.start() for match in re.finditer(re.escape(answer), context)]

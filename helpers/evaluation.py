@@ -3,6 +3,7 @@
 The notebook evaluate-model-fill-mask builds each of these in full first.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -35,11 +36,15 @@ def mean(sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def f1(sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """F1 from counts [..., (correct, predicted, gold)]: macro-averaged over a class axis, if any.
 
-    A class neither predicted nor in the gold answers counts 0.
+    A class that is neither predicted nor in the gold answers of a resample is left out of its
+    average, as scikit-learn does; without any class at all F1 is 0.
     """
     both = sums[..., 1] + sums[..., 2]
     score = np.divide(2.0 * sums[..., 0], both, out=np.zeros(both.shape), where=both > 0)
-    return score if score.ndim == 1 else score.reshape(len(score), -1).mean(axis=1)
+    if score.ndim == 1:
+        return score
+    score, there = score.reshape(len(score), -1), (both > 0).reshape(len(score), -1)
+    return score.sum(axis=1) / there.sum(axis=1).clip(min=1)
 
 
 def expected_calibration(sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -140,6 +145,11 @@ def expected_calibration_error(confidence, correct, bins: int = 10) -> float:
 
 
 # ---------------------------------------------------------------- masked words
+
+def plain_text(review: str) -> str:
+    """A review without its markup: imdb writes its line breaks as `<br />`."""
+    return re.sub(r"(?i)(?:<br\s*/?>\s*)+", " ", review)
+
 
 class MaskedWords(NamedTuple):
     """Texts with one whole word masked each; one entry per masked word in every field."""
@@ -305,6 +315,25 @@ def pseudo_log_likelihoods(fill: FillMask, texts: list[str], max_length: int = 1
             np.add.at(result, owner, np.column_stack([found["log_prob"], np.ones(len(rows))]))
             bar.update(min(32, len(texts) - start))
     return result
+
+
+def unigram_log_likelihoods(texts: list[str], known: list[str], tokenizer,
+                            max_length: int = 128) -> np.ndarray:
+    """The baseline beside `pseudo_log_likelihoods`: a token's share among those of `known`.
+
+    Punctuation is counted like words, and every token of the vocabulary once more. Returns
+    [texts, 2]: the sum over the same tokens, and their number.
+    """
+    counts = np.ones(len(tokenizer))
+    for start in range(0, len(known), 256):
+        for ids in tokenizer(known[start:start + 256], add_special_tokens=False,
+                             verbose=False)["input_ids"]:
+            np.add.at(counts, ids, 1)
+    log_prob = np.log(counts / counts.sum())
+    # a mask that the text itself holds is an unknown word there too
+    log_prob[tokenizer.mask_token_id] = log_prob[tokenizer.unk_token_id]
+    encoded = tokenizer(texts, truncation=True, max_length=max_length, verbose=False)["input_ids"]
+    return np.array([(log_prob[ids[1:-1]].sum(), len(ids) - 2) for ids in encoded])
 
 
 def pseudo_perplexity(sums: np.ndarray, rows: np.ndarray) -> np.ndarray:

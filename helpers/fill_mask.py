@@ -34,24 +34,33 @@ def load(folder: str | Path, device: str = "auto", precision: str = "fp32") -> "
     """Load a masked language model and its tokenizer from a local folder.
 
     fp32 is exact; bf16 keeps the weights in bfloat16 and the logits in float32. Raises
-    ValueError for any other precision.
+    ValueError for any other precision, for a model that is neither DistilBERT nor BERT, and
+    for one without a trained masked-LM head.
     """
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision: fill_mask has no {precision}; use fp32 or bf16")
-    model = AutoModelForMaskedLM.from_pretrained(
-        folder, dtype=checkpoints.pick_dtype(precision), use_safetensors=True)
+    model, loading = AutoModelForMaskedLM.from_pretrained(
+        folder, dtype=checkpoints.pick_dtype(precision), use_safetensors=True,
+        output_loading_info=True)
+    if missing := sorted(loading["missing_keys"]):  # transformers fills them at random
+        raise ValueError(f"checkpoint: {folder} has no weights for {', '.join(missing[:3])}"
+                         f"{', ...' if missing[3:] else ''}; give a masked language model saved "
+                         "with its head")
     model.to(checkpoints.pick_device(device))
     return FillMask(model, AutoTokenizer.from_pretrained(folder))
 
 
 class FillMask:
-    """Fills the masks of texts with any masked language model of transformers.
+    """Fills the masks of texts with a DistilBertForMaskedLM or BertForMaskedLM.
 
     `FillMask(model, tokenizer)(texts)` answers like transformers' fill-mask pipeline on the
-    same model. Encoders of DistilBERT and BERT take the short way through the last steps.
+    same model. Raises ValueError for a model of another kind: its last steps are not known.
     """
 
     def __init__(self, model, tokenizer):
+        if model.config.model_type not in ("distilbert", "bert"):
+            raise ValueError(f"checkpoint: fill_mask knows distilbert and bert, not "
+                             f"{model.config.model_type}; give one of these")
         self.model, self.tokenizer = model.eval(), tokenizer
         self.device = model.device
         self.batch_tokens = BATCH_TOKENS.get(self.device.type, 512)
@@ -87,10 +96,11 @@ class FillMask:
                window: int = WINDOW) -> Iterator:
         """Yield the candidates of an endless row of texts, in order, in bounded memory.
 
-        With on_error="return" a text that cannot be filled yields its BadText instead.
+        A single string is one text. With on_error="return" a text that cannot be filled
+        yields its BadText instead.
         """
         target_ids = self._check(top_k, targets)
-        texts, first = iter(texts), 0
+        texts, first = iter([texts] if isinstance(texts, str) else texts), 0
         while some := list(islice(texts, window)):
             ids = self.encode(some, first)
             good = [row for row in ids if not isinstance(row, BadText)]
@@ -274,14 +284,12 @@ class FillMask:
         row, column = torch.nonzero((ids == self.mask_id) & real, as_tuple=True)
         ids, row, column = (t.to(self.device) for t in (ids, row, column))
         real = None if bool(real.all()) else real.to(self.device)
-        kind, model = self.model.config.model_type, self.model
-        if kind == "distilbert":
+        model = self.model
+        if model.config.model_type == "distilbert":
             hidden = _distilbert_at(model.distilbert, ids, real, row, column)
             return model.vocab_layer_norm(model.activation(model.vocab_transform(hidden)))
         hidden = model.base_model(ids, attention_mask=real)[0][row, column]
-        if kind == "bert":
-            return model.cls.predictions.transform(hidden)
-        raise ValueError(f"checkpoint: fill_mask knows distilbert and bert, not {kind}")
+        return model.cls.predictions.transform(hidden)
 
 
 def _distilbert_at(encoder, ids, real, row, column) -> torch.Tensor:
@@ -290,8 +298,11 @@ def _distilbert_at(encoder, ids, real, row, column) -> torch.Tensor:
     The last layer needs keys and values everywhere, but queries, output and feed-forward
     only at the masks: a seventh of the encoder's work is saved.
     """
-    attend = None if real is None else real[:, None, None, :]
     hidden = encoder.embeddings(ids)
+    attend = None
+    if real is not None:  # added to the attention scores: what eager attention does with a mask
+        attend = torch.zeros(real.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(
+            ~real, torch.finfo(hidden.dtype).min)[:, None, None, :]
     *layers, last = encoder.transformer.layer
     for layer in layers:
         hidden = layer(hidden, attend)

@@ -446,6 +446,26 @@ class Pretrainer:
                 parameter.copy_(saved)
 
 
+def check_fit(teacher: DistilBertForMaskedLM, student: DistilBertForMaskedLM,
+              weights: Mapping[str, float] = PAPER_WEIGHTS, temperature: float = 2.0) -> None:
+    """Raise ValueError where a student cannot learn so from a teacher; no text is needed yet."""
+    if set(weights) != set(PAPER_WEIGHTS):
+        raise ValueError(f"weights: {sorted(weights)}; give one for each of "
+                         f"{sorted(PAPER_WEIGHTS)}, 0 to leave a loss out")
+    if min(weights.values()) < 0 or not any(weights.values()):
+        raise ValueError(f"weights: {dict(weights)}; none below 0, at least one above")
+    if temperature <= 0:
+        raise ValueError(f"temperature: {temperature}; it must be above 0")
+    words = teacher.config.vocab_size, student.config.vocab_size
+    if words[0] != words[1]:
+        raise ValueError(f"vocabularies differ: {words[0]:,} words in the teacher, "
+                         f"{words[1]:,} in the student; use checkpoints of one vocabulary")
+    widths = teacher.config.dim, student.config.dim
+    if weights["cosine"] and widths[0] != widths[1]:
+        raise ValueError(f"cosine: the teacher's hidden states are {widths[0]} wide, the "
+                         f"student's {widths[1]}; use equal widths, or weight 0")
+
+
 class Distiller(Pretrainer):
     """The same loop with a teacher: the three losses of DistilBERT, each with its weight.
 
@@ -460,21 +480,7 @@ class Distiller(Pretrainer):
                  packed: np.ndarray, *, tokens: int, weights: Mapping[str, float] = PAPER_WEIGHTS,
                  temperature: float = 2.0, mask_rate: float = 0.15, head_first: float = 0.0,
                  layer_decay: float = 1.0, dtype: torch.dtype = torch.float32, **loop):
-        if set(weights) != set(PAPER_WEIGHTS):
-            raise ValueError(f"weights: {sorted(weights)}; give one for each of "
-                             f"{sorted(PAPER_WEIGHTS)}, 0 to leave a loss out")
-        if min(weights.values()) < 0 or not any(weights.values()):
-            raise ValueError(f"weights: {dict(weights)}; none below 0, at least one above")
-        if temperature <= 0:
-            raise ValueError(f"temperature: {temperature}; it must be above 0")
-        words = teacher.config.vocab_size, student.config.vocab_size
-        if words[0] != words[1]:
-            raise ValueError(f"vocabularies differ: {words[0]:,} words in the teacher, "
-                             f"{words[1]:,} in the student; use checkpoints of one vocabulary")
-        widths = teacher.config.dim, student.config.dim
-        if weights["cosine"] and widths[0] != widths[1]:
-            raise ValueError(f"cosine: the teacher's hidden states are {widths[0]} wide, the "
-                             f"student's {widths[1]}; use equal widths, or weight 0")
+        check_fit(teacher, student, weights, temperature)
         super().__init__(student, tokenizer, packed, tokens=tokens, mask_rate=mask_rate,
                          head_first=head_first, layer_decay=layer_decay, dtype=dtype, **loop)
         self.weights, self.temperature = dict(weights), temperature

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,11 +58,14 @@ def log_to_mlflow(content: Mapping[str, Any]) -> None:
     """Log one metrics.json to the MLflow run in force, or to a new one."""
     import mlflow
 
-    numbers = {k: float(v) for k, v in content["metrics"].items()
+    def name(text: str) -> str:  # MLflow refuses all other characters
+        return re.sub(r"[^\w .\-/]", "_", text)
+
+    numbers = {name(k): float(v) for k, v in content["metrics"].items()
                if isinstance(v, (int, float)) and not isinstance(v, bool)}
     inside = mlflow.active_run() is not None
     run = mlflow.active_run() or mlflow.start_run(run_name=content["notebook"])
-    mlflow.log_params({k: v for k, v in content["parameters"].items()})
+    mlflow.log_params({name(k): v for k, v in content["parameters"].items()})
     mlflow.log_metrics(numbers)
     mlflow.set_tag("headline", content["headline"])
     if not inside and run:

@@ -6,6 +6,7 @@
 import argparse
 import hashlib
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -47,6 +48,24 @@ def settings(notebook: Path, given: dict[str, Any]) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{notebook.stem}: {error}") from None
     return given
+
+
+def unpinned(dataset: str) -> str | None:
+    """Say what to write where a data set is a Hub name without a pinned commit, else None.
+
+    What `data.load` would say, before anything has run.
+    """
+    if dataset.count("/") != 1 or dataset.startswith((".", "/", "~")) \
+            or (PROJECT / dataset).exists():  # notebooks run in the project's folder
+        return None
+    from helpers import data  # brings in the datasets library, which takes seconds
+
+    name, _, commit = dataset.partition("@")
+    if Path(dataset).suffix in data.READERS or \
+            re.fullmatch("[0-9a-f]{40}", commit or data.REVISIONS.get(name, "")):
+        return None
+    return (f"dataset: no folder {dataset} is here, and as a name on the Hub it needs its commit "
+            f"(40 hex digits); run it alone with -p dataset {name}@COMMIT")
 
 
 def from_file(place: Path, notebook: Path) -> dict[str, Any]:
@@ -153,18 +172,27 @@ def main(arguments: list[str] | None = None) -> int:
         print("--commit executes on the defaults; give no parameters", file=sys.stderr)
         return 2
     given = {name: parameters.literal(value) for name, value in options.p}
-    plan = {}
+    plan, refused = {}, {}
     try:
         for name, path in found.items():
             chosen = from_file(options.parameters, path) if options.parameters else {}
             plan[name] = settings(path, {**chosen, **given})
+            if problem := unpinned(plan[name].get("dataset", "embedded")):
+                refused[name] = problem
+                print(f"{name}: {problem}", file=sys.stderr)
     except ValueError as error:
         print(error, file=sys.stderr)
+        return 2
+    if len(refused) == len(found) > 0:
         return 2
 
     rows = [("notebook", "minutes", "result", "where")]
     failures = 0
     for number, (name, path) in enumerate(found.items(), 1):
+        if name in refused:  # the others need not wait for its commit
+            failures += 1
+            rows.append((name, "0.0", f"FAILED {refused[name]}", "not started"))
+            continue
         print(f"[{number}/{len(found)}] {name} ...", flush=True)
         folder = (options.output_dir / name).resolve()
         began = time.monotonic()
@@ -180,7 +208,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"[{number}/{len(found)}] {name}: {minutes:.1f} min, {result}", flush=True)
     print("\n" + table(rows))
     if failures:
-        print(f"\n{failures} of {len(found)} failed; open the notebook in its folder to see where")
+        print(f"\n{failures} of {len(found)} failed; the table says why, "
+              "the notebook in its folder shows where")
     return 1 if failures else 0
 
 

@@ -35,9 +35,9 @@ def local_server(checkpoint: str | Path = "embedded", script: str | Path = SCRIP
     """Serve a checkpoint on loopback; yield the address, such as http://127.0.0.1:43210.
 
     POST requests to address + "/score"; "/swagger.json" describes them. `env` adds settings
-    such as PRECISION, MAX_TEXTS or OMP_NUM_THREADS; `timeout` is in seconds, to the first
-    healthy answer; `log` keeps the server's output in a file. The server and its workers are
-    gone when the block ends, however it ends. Raises ServerError where `init` fails.
+    such as PRECISION, MAX_TEXTS, MAX_TOKENS or OMP_NUM_THREADS; `timeout` is in seconds, to the
+    first healthy answer; `log` keeps the server's output in a file. The server and its workers
+    are gone when the block ends, however it ends. Raises ServerError where `init` fails.
     """
     if Path(checkpoint).expanduser().is_dir():
         checkpoint = Path(checkpoint).expanduser().resolve()

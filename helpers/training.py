@@ -20,14 +20,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, EarlyStoppingCallback, Trainer, TrainerCallback
-from transformers import TrainingArguments, set_seed
+from transformers import AutoConfig, AutoTokenizer, EarlyStoppingCallback, Trainer
+from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from helpers import checkpoints, parameters, report, tasks
 
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 COMPLETE = "complete.json"  # the sizes of a checkpoint's files, written after them
+TRAINED = "trained.json"  # what the model beside it came from, written after it
 POOL = 32  # batches that are sorted by length together
 
 
@@ -48,28 +49,40 @@ def fine_tune(task: str, splits: Mapping, folder: str | Path, output_dir: str | 
 
     `splits` has train and validation as `helpers.data.load` gives them, `folder` is a local
     checkpoint. The model is saved in `output_dir`/model. Killed and called again with the same
-    arguments, it goes on from the last complete checkpoint, to the same end. `batch_size`
-    counts the rows of all processes, `patience` the epochs without a better metric before it
-    stops, `save_steps` the updates between checkpoints within an epoch. Raises ValueError for
-    another precision, or where the batch cannot be shared evenly among the processes.
+    arguments, it goes on from the last complete checkpoint, to the same end; where the model is
+    complete, it is returned without training. `batch_size` counts the rows of all processes,
+    `patience` the epochs without a better metric before it stops, `save_steps` the updates
+    between checkpoints within an epoch. Raises ValueError for a row of any split, test too,
+    that the model cannot read, for another precision, or where the batch cannot be shared
+    evenly among the processes.
     """
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision: training has no {precision}; use fp32 or bf16")
-    module, output_dir = tasks.module(task), report.folder(output_dir)
-    device = checkpoints.pick_device(device)
+    module, device = tasks.module(task), checkpoints.pick_device(device)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    rows, gold = module.encode(splits["train"], tokenizer), module.gold(splits["validation"])
+    # without a tokenizer_config.json there is no limit, and the model has one
+    tokenizer.model_max_length = min(tokenizer.model_max_length, AutoConfig.from_pretrained(
+        folder).max_position_embeddings)
+    encoded = {name: _encode(module, splits, name, tokenizer) for name in splits}
+    rows, gold = encoded["train"], module.gold(splits["validation"])
+    settings = {"task": task, "seed": seed, "epochs": epochs, "batch_size": batch_size,
+                "learning_rate": learning_rate, "precision": precision, "device": device,
+                "patience": patience, "processes": _processes()}
+    fingerprint = _fingerprint([settings, gold, module.labels(splits["train"])],
+                               rows + encoded["validation"], folder)
+    output_dir = report.folder(output_dir)
+    kept = output_dir / f"checkpoints-{fingerprint}"
+    if done := _trained(output_dir, fingerprint):
+        shutil.rmtree(kept, ignore_errors=True)  # killed before these were removed
+        return _result(output_dir, module.METRIC, done["history"], done["best_step"])
     set_seed(seed)
     model = module.build(folder, module.labels(splits["train"]))
     if device == "cpu":
         prepare_for_cpu(model, precision)
-    settings = {"task": task, "seed": seed, "epochs": epochs, "batch_size": batch_size,
-                "learning_rate": learning_rate, "precision": precision, "device": device,
-                "patience": patience, "processes": _processes()}
-    kept = output_dir / f"checkpoints-{_fingerprint(settings, rows, gold, folder)}"
     trainer = _ResumableTrainer(
         module=module, progress=progress, model=model, eval_dataset=splits["validation"],
-        args=_arguments(kept, settings, math.ceil(len(rows) / batch_size * epochs)), train_dataset=rows, processing_class=tokenizer,
+        args=_arguments(kept, settings, math.ceil(len(rows) / batch_size * epochs)),
+        train_dataset=rows, processing_class=tokenizer,
         data_collator=partial(tasks.collate, pad_id=tokenizer.pad_token_id),
         callbacks=[_SaveWithinEpochs(save_steps, math.ceil(len(rows) / batch_size)),
                    *([EarlyStoppingCallback(patience)] if patience else [])])
@@ -77,15 +90,39 @@ def fine_tune(task: str, splits: Mapping, folder: str | Path, output_dir: str | 
         state = trainer.finish()
     best = kept / f"checkpoint-{state.best_global_step}"
     if trainer.is_world_process_zero():
+        (output_dir / TRAINED).unlink(missing_ok=True)  # it tells of the model before this one
         _publish(best, output_dir / "model")
         report.save_json(output_dir / "history.json", state.log_history)
+        report.save_json(output_dir / TRAINED, {
+            "fingerprint": fingerprint, "files": _sizes(output_dir / "model"),
+            "best_step": state.best_global_step, "history": state.log_history})
         shutil.rmtree(kept)
     trainer.accelerator.wait_for_everyone()
-    at_best = [row for row in state.log_history
-               if row["step"] == state.best_global_step and f"eval_{module.METRIC}" in row][-1]
+    return _result(output_dir, module.METRIC, state.log_history, state.best_global_step)
+
+
+def _encode(module, splits: Mapping, name: str, tokenizer) -> list[dict]:
+    """Encode a split, so that a row that cannot be read fails before any training."""
+    try:
+        return module.encode(splits[name], tokenizer)
+    except ValueError as error:
+        raise ValueError(f"splits[{name!r}], {error}") from error
+
+
+def _trained(output_dir: Path, fingerprint: str) -> dict | None:
+    """What TRAINED tells of the model, where it is whole and came from the same training."""
+    path, model = output_dir / TRAINED, output_dir / "model"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    same = found.get("fingerprint") == fingerprint and model.is_dir()
+    return found if same and found["files"] == _sizes(model) else None
+
+
+def _result(output_dir: Path, metric: str, history: Sequence[dict], best_step: int) -> Result:
+    at_best = [row for row in history
+               if row["step"] == best_step and f"eval_{metric}" in row][-1]
     return Result(output_dir / "model",
                   {k.removeprefix("eval_"): v for k, v in at_best.items() if k[:5] == "eval_"},
-                  [row for row in state.log_history if "train_runtime" not in row])
+                  [row for row in history if "train_runtime" not in row])
 
 
 def prepare_for_cpu(model, precision: str) -> None:
@@ -275,22 +312,22 @@ def _arguments(folder: Path, settings: Mapping[str, Any], steps: int) -> Trainin
         eval_strategy="epoch", save_strategy="epoch",
         metric_for_best_model=tasks.module(settings["task"]).METRIC, greater_is_better=True,
         restore_callback_states_from_checkpoint=True,
-        logging_steps=max(1, min(50, steps // 30)), remove_unused_columns=False, dataloader_pin_memory=False,
+        logging_steps=max(1, min(50, steps // 30)), remove_unused_columns=False,
+        dataloader_pin_memory=False,
         # these models average over their own rows: the sum over processes would be too large
         average_tokens_across_devices=False, disable_tqdm=True,
         report_to="none")
 
 
-def _fingerprint(settings: Mapping[str, Any], rows: Sequence[Mapping], gold: list,
-                 folder: str | Path) -> str:
-    """Names what decides the result, so that no other training's checkpoints are taken up."""
-    digest = hashlib.sha256(json.dumps([settings, gold], sort_keys=True).encode())
+def _fingerprint(settings: list, rows: Sequence[Mapping], folder: str | Path) -> str:
+    """Names what decides the result, so that no other training's work is taken up."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for row in rows:
         for name in sorted(row):
             digest.update(np.asarray(row[name], dtype=np.int32).tobytes())
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        with path.open("rb") as weights:
-            digest.update(hashlib.file_digest(weights, "sha256").digest())
+    for path in [*sorted(Path(folder).glob("*.safetensors")), Path(folder, "config.json")]:
+        with path.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()[:12]
 
 

@@ -16,12 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from helpers import checkpoints, parameters, runner
+from helpers import checkpoints, contract, parameters, runner
 from helpers.report import PROJECT
 
 CLI = PROJECT / "cli"
 PATIENCE = 900.0  # seconds in which a deletion is tried again
 PAUSE = 10.0  # seconds between two looks at something slow
+SOURCES = ("checkpoint", "other_checkpoint", "teacher", "dataset")  # may be local paths
 FINISHED = ("Completed", "Failed", "Canceled", "NotResponding")
 
 
@@ -75,12 +76,25 @@ def notebook_job(notebook: str, parameter_set: str = "embedded", **values: Any) 
         names = ", ".join(sorted(p.stem for p in path.parent.glob("*.ipynb")))
         raise ValueError(f"no notebook {notebook}; there are: {names}")
     runner.settings(path, values)
+    chosen = {**runner.from_file(CLI / "parameters" / parameter_set, path), **values}
+    if problem := runner.unpinned(chosen.get("dataset", "embedded")):
+        raise ValueError(f"{notebook}: {problem}")
     return _job("notebook-job", "-p ", values, display_name=notebook,
                 **{"inputs.notebook": notebook, "inputs.parameter_set": parameter_set})
 
 
 def distributed_job(task: str, nodes: int = 2, processes: int = 1, **values: Any) -> Any:
-    """A command job that fine-tunes on `nodes` machines with `processes` GPUs each."""
+    """A command job that fine-tunes on `nodes` machines with `processes` GPUs each.
+
+    `values` are options of `python -m helpers.training`. Raises ValueError for any other.
+    """
+    from helpers import training  # brings in torch, which takes seconds
+
+    parameters.check(task=task)
+    known = [name for name in training.DEFAULTS if name not in ("task", "output_dir")]
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(f"training has no option {', '.join(unknown)}; it has "
+                         f"{', '.join(known)}")
     return _job("distributed-job", "--", values, display_name=f"distributed-{task}",
                 **{"inputs.task": task, "resources.instance_count": str(nodes),
                    "distribution.process_count_per_instance": str(processes)})
@@ -92,25 +106,37 @@ def pipeline_job(task: str, **inputs: Any) -> Any:
     if unknown := sorted(set(inputs) - set(known)):
         raise ValueError(f"the pipeline has no input {', '.join(unknown)}; it has "
                          f"{', '.join(known)}")
-    parameters.check(**{name: value for name, value in inputs.items() if name != "model_name"})
-    return load("pipeline", **{f"inputs.{name}": str(value) for name, value
-                               in {"task": task, **inputs}.items()})
+    given = {"task": task, **inputs}
+    parameters.check(**{name: value for name, value in given.items() if name != "model_name"})
+    return load("pipeline", **{f"inputs.{name}": _there(name, value) for name, value
+                               in given.items()})
 
 
 def online(task: str = "fill-mask", *, checkpoint: str = "embedded", revision: str | None = None,
            model: str | None = None, precision: str = "fp32", auth_mode: str = "key",
            instance_type: str | None = None, instance_count: int = 1,
-           request_timeout_ms: int = 60_000) -> tuple[Any, Any]:
+           request_timeout_ms: int = 60_000, **overrides: Any) -> tuple[Any, Any]:
     """An online endpoint and its deployment.
 
     The model is a `checkpoint`, or a registered one where `model` is given (azureml:NAME:VERSION).
+    A local folder is uploaded and registered with the deployment. `overrides` are entries of
+    online-deployment.yml by dotted path, as `load` takes them: probes, the scoring script.
+    Raises ValueError for a task or a parameter that the scoring script would refuse.
     """
-    endpoint, deployment = load("online-endpoint"), load("online-deployment")
+    if task not in contract.TASKS:
+        raise ValueError(f"task: {task!r} is not one of {', '.join(contract.TASKS)}")
+    parameters.check(checkpoint=checkpoint, revision=revision, precision=precision)
+    endpoint = load("online-endpoint")
+    deployment = load("online-deployment", **{key: str(value) for key, value in overrides.items()})
     endpoint.name = deployment.endpoint_name = task
     endpoint.auth_mode = auth_mode
     deployment.environment_variables.update(TASK=task, PRECISION=precision)
     if model:
         deployment.model = model
+    elif checkpoint != "embedded" and _local(checkpoint):
+        deployment.model = load("batch-deployment").model
+        deployment.model.name = model_name(checkpoint)
+        deployment.model.path = str(checkpoints.find(checkpoint))
     else:
         deployment.environment_variables["CHECKPOINT"] = checkpoint
         if revision:
@@ -122,20 +148,62 @@ def online(task: str = "fill-mask", *, checkpoint: str = "embedded", revision: s
 
 
 def batch(*, checkpoint: str = "embedded", revision: str | None = None,
-          precision: str = "fp32", instance_count: int = 1,
+          precision: str = "fp32", top_k: int = 5, instance_count: int = 1,
           mini_batch_size: int = 10) -> tuple[Any, Any]:
     """A batch endpoint for fill-mask and its deployment; `mini_batch_size` counts files.
 
     A batch deployment needs a registered model: the checkpoint's folder is registered with it.
     """
+    parameters.check(checkpoint=checkpoint, revision=revision, precision=precision, top_k=top_k)
     endpoint, deployment = load("batch-endpoint"), load("batch-deployment")
     if checkpoint != "embedded":
-        deployment.model.name = re.sub("[^A-Za-z0-9-]+", "-", checkpoint).strip("-")
+        deployment.model.name = model_name(checkpoint)
         deployment.model.path = str(checkpoints.find(checkpoint, revision))
-    deployment.settings.environment_variables["PRECISION"] = precision
+    deployment.settings.environment_variables.update(PRECISION=precision, TOP_K=str(top_k))
     deployment.resources.instance_count = instance_count
     deployment.settings.mini_batch_size = mini_batch_size
     return endpoint, deployment
+
+
+def model_name(checkpoint: str) -> str:
+    """The name under which a checkpoint is registered: letters, digits and hyphens."""
+    return re.sub("[^A-Za-z0-9]+", "-", checkpoint).strip("-")
+
+
+def _local(source: str) -> bool:
+    """Whether a checkpoint or data set is a path, and no name on the Hub."""
+    return (source.startswith((".", "/", "~")) or source.count("/") > 1
+            or Path(source).exists() or (PROJECT / source).exists())
+
+
+def _there(name: str, value: Any) -> str:
+    """A parameter as a job reads it: a path inside the project is relative to the snapshot."""
+    if name in SOURCES and value and value != "embedded" and _local(value):
+        path = Path(value).expanduser()
+        path = (path if path.exists() else PROJECT / path).resolve()
+        if path.exists():
+            inside = path.is_relative_to(PROJECT)
+            return path.relative_to(PROJECT).as_posix() if inside else str(path)
+    return str(value)
+
+
+def unreachable(thing: Any) -> list[str]:
+    """Local folders and files that a job asks for and that its snapshot does not hold."""
+    from azure.ai.ml._utils._asset_utils import get_ignore_file
+
+    problems = []
+    for name in SOURCES:
+        value = getattr((getattr(thing, "inputs", None) or {}).get(name), "_data", None)
+        if not isinstance(value, str) or value in ("embedded", "None") or not _local(value):
+            continue
+        path = PROJECT / value  # an absolute one stays what it is
+        if not path.exists():
+            problems.append(f"{name}: there is no {value}")
+        elif not path.is_relative_to(PROJECT) or get_ignore_file(PROJECT).is_file_excluded(path):
+            problems.append(f"{name}: {value} is not uploaded with the job; put it into a folder "
+                            "of the project that .amlignore does not name, or give a name on "
+                            "the Hub or embedded")
+    return problems
 
 
 def _job(name: str, option: str, values: Mapping[str, Any], **overrides: str) -> Any:
@@ -144,15 +212,16 @@ def _job(name: str, option: str, values: Mapping[str, Any], **overrides: str) ->
     anchor = f"{option}output_dir"  # the same place where the scripts of cli/ put them
     added = "".join(f'{option}{key} "${{{{inputs.{key}}}}}" ' for key in values)
     return load(name, **overrides, command=load(name).command.replace(anchor, added + anchor),
-                **{f"inputs.{key}": str(value) for key, value in values.items()})
+                **{f"inputs.{key}": _there(key, value) for key, value in values.items()})
 
 
-def validate(thing: Any) -> None:
+def validate(thing: Any, reachable: bool = True) -> None:
     """Check what azure-ai-ml leaves to the service: inputs named in commands, files and folders.
 
+    `reachable` asks that local data of a job lie in its snapshot.
     Raises ValueError naming the object and everything that is wrong with it.
     """
-    problems = []
+    problems = unreachable(thing) if reachable else []
     steps = getattr(thing, "jobs", None) or {}
     for part in (thing, *(getattr(step, "component", None) for step in steps.values())):
         for kind, name in re.findall(r"\$\{\{(inputs|outputs)\.(\w+)\}\}",
@@ -189,6 +258,8 @@ def _tidy(content: Any) -> Any:
     """Leave out empty entries and the SDK's own."""
     if not isinstance(content, dict):
         return content
+    if list(content) == ["path"]:  # of a step's input: pipeline.yml has it in one line too
+        return content["path"]
     files = {"conda_file": "../environment.yml"}
     if "image" not in content:  # what runs in the environment, not the environment
         files["environment"] = "file:azure-environment.yml"
@@ -234,10 +305,16 @@ def _cluster_name(thing: Any) -> str:
 
 
 def show(*things: Any) -> None:
-    """Validate objects and print them: what would be created, then each as YAML. Offline."""
+    """Validate objects and print them: what would be created, then each as YAML. Offline.
+
+    Data that a job could not reach is only said: here nothing is submitted.
+    """
     for thing in things:
-        validate(thing)
+        validate(thing, reachable=False)
     print(plan(*things))
+    for thing in things:
+        for problem in unreachable(thing):
+            print(f"not yet for Azure ML: {problem}")
     for thing in things:
         print("---", to_yaml(thing), sep="\n", end="")
 
@@ -360,8 +437,13 @@ def endpoint(client: Any, endpoint: Any, deployment: Any, *, keep: bool = False)
 
 
 @contextmanager
-def cluster(client: Any, compute: Any, *, keep: bool = False) -> Iterator[str]:
-    """Create a cluster and delete it at the end; one that is there already is used and left."""
+def cluster(client: Any, compute: Any, *used_by: Any, keep: bool = False) -> Iterator[str]:
+    """Create a cluster for jobs and deployments, and delete it at the end.
+
+    Where a cluster of that name is there already, it is used and left. Otherwise it gets a name
+    of its own, which `used_by` are told: two runs at once must not delete each other's.
+    Yields the name.
+    """
     from azure.core.exceptions import ResourceNotFoundError
 
     name = compute.name
@@ -375,6 +457,14 @@ def cluster(client: Any, compute: Any, *, keep: bool = False) -> Iterator[str]:
         print(f"cluster {name}: is there already; it is used and left")
         yield name
         return
+    if used_by:
+        # 24 characters at most, and no number at the end
+        compute.name = name = f"{name[:14].rstrip('-')}-{secrets.token_hex(4)}n"
+    for thing in used_by:
+        if type(thing).__name__ == "PipelineJob":
+            thing.settings.default_compute = name
+        else:
+            thing.compute = name
     print(plan(compute))
     try:
         with step(f"create cluster {name}"):
@@ -387,13 +477,17 @@ def cluster(client: Any, compute: Any, *, keep: bool = False) -> Iterator[str]:
 
 def _end(kind: str, name: str, delete: Callable[[], Any], get: Callable[[], Any], keep: bool,
          client: Any) -> None:
-    remedy = (f"az ml {kind} delete --name {name} --yes --resource-group "
-              f"{client.resource_group_name} --workspace-name {client.workspace_name}")
+    remedy = _remedy(client, f"{kind} delete", f"{name} --yes")
     if keep:
         print(f"kept: {name}; delete it with\n  {remedy}")
         return
     _delete(f"delete {kind} {name}", delete, get, remedy)
     print(f"deleted: {name}")
+
+
+def _remedy(client: Any, command: str, name: str) -> str:
+    return (f"az ml {command} --name {name} --resource-group {client.resource_group_name} "
+            f"--workspace-name {client.workspace_name}")
 
 
 def _delete(operation: str, delete: Callable[[], Any], get: Callable[[], Any],
@@ -422,7 +516,8 @@ def _delete(operation: str, delete: Callable[[], Any], get: Callable[[], Any],
         except Exception as error:
             problem = str(error)
         if time.monotonic() > until or len(interrupts) > 2:
-            raise WorkspaceError(f"{operation}: {problem}; delete it yourself:\n  {remedy}")
+            verb = operation.split()[0]
+            raise WorkspaceError(f"{operation}: {problem}; {verb} it yourself:\n  {remedy}")
     if interrupts:
         raise interrupts[0]
 
@@ -471,11 +566,21 @@ def finish(client: Any, job: Any, download_to: str | Path | None = None,
 
 
 def _cancel(client: Any, name: str) -> None:
+    """Cancel a job unless it has ended or was never made; tried again as a deletion is."""
+    from azure.core.exceptions import ResourceNotFoundError
+
+    def look() -> None:
+        if client.jobs.get(name).status in FINISHED:
+            raise ResourceNotFoundError(f"{name} has ended")
+
+    def cancel() -> Any:
+        look()
+        return client.jobs.begin_cancel(name)
+
     try:
-        if client.jobs.get(name).status not in FINISHED:
-            client.jobs.begin_cancel(name).result()
-    except Exception as error:  # the first error is the one to report
-        print(f"cancel job {name}: {error}")
+        _delete(f"cancel job {name}", cancel, look, _remedy(client, "job cancel", name))
+    except WorkspaceError as error:  # the first error is the one to report
+        print(error)
 
 
 def register(client: Any, job: Any, name: str, metrics: Mapping[str, Any],
@@ -483,7 +588,8 @@ def register(client: Any, job: Any, name: str, metrics: Mapping[str, Any],
     """Register a job's model with its metrics as tags; returns azureml:NAME:VERSION."""
     from azure.ai.ml.entities import Model
 
-    tags = {key: str(value) for key, value in metrics.items() if isinstance(value, (int, float, str))}
+    tags = {key: str(value) for key, value in metrics.items()
+            if isinstance(value, (int, float, str))}
     with step(f"register model {name}"):
         model = client.models.create_or_update(Model(
             name=name, type="custom_model", path=f"azureml://jobs/{job.name}/outputs/{output}",
@@ -509,14 +615,19 @@ def invoke_batch(client: Any, name: str, inputs: str | Path, download_to: str | 
     """Send a local folder to a batch endpoint, wait, and download predictions/ and errors/."""
     from azure.ai.ml import Input
 
-    with step(f"invoke batch endpoint {name}"):
-        job = client.batch_endpoints.invoke(name, input=Input(type="uri_folder", path=str(inputs)))
     try:
+        with step(f"invoke batch endpoint {name}"):
+            job = client.batch_endpoints.invoke(
+                name, input=Input(type="uri_folder", path=str(inputs)))
         with step(f"wait for job {job.name}"):
             finish(client, client.jobs.get(job.name))
             [scoring] = client.jobs.list(parent_job_name=job.name)
         finish(client, scoring, download_to, output="score")
     except BaseException:
-        _cancel(client, job.name)
+        try:  # the service names the job: after a lost answer only the endpoint knows it
+            for job in client.batch_endpoints.list_jobs(name):
+                _cancel(client, job.name)
+        except Exception as error:
+            print(f"cancel the jobs of {name}: {error}")
         raise
     return Path(download_to)

@@ -99,7 +99,7 @@ def test_a_given_revision_is_the_one_taken(hub, layouts, tmp_path):
         layouts[1] / "model.safetensors").read_bytes()
 
 
-def test_a_broken_connection_is_resumed_where_it_broke(hub, layouts, tmp_path):
+def test_a_broken_connection_is_resumed_by_the_same_process_where_it_broke(hub, layouts, tmp_path):
     hub.cut("model.safetensors", after=CUT, times=1)
     result = find(hub, tmp_path, NAME)
     assert result.returncode == 0, result.stderr
@@ -107,12 +107,13 @@ def test_a_broken_connection_is_resumed_where_it_broke(hub, layouts, tmp_path):
     assert first.range is None and first.sent == CUT
     start = int(second.range.removeprefix("bytes=").rstrip("-"))
     size = (layouts[0] / "model.safetensors").stat().st_size
-    assert start > 0 and second.sent == size - start
+    assert second.range == f"bytes={start}-" and second.sent == size - start
+    assert 0 <= CUT - start < 10 * 2**20  # no more than one piece came twice
     downloaded = next(tmp_path.rglob("snapshots/*/model.safetensors"))
     assert downloaded.read_bytes() == (layouts[0] / "model.safetensors").read_bytes()
 
 
-def test_a_killed_download_is_finished_without_fetching_whole_files_again(hub, layouts, tmp_path):
+def test_a_killed_download_starts_again_at_the_file_that_is_not_whole(hub, layouts, tmp_path):
     release = hub.stall("model.safetensors", after=CUT)
     process = subprocess.Popen([sys.executable, "-c", FIND, NAME], env=hub.environment(tmp_path),
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -127,7 +128,9 @@ def test_a_killed_download_is_finished_without_fetching_whole_files_again(hub, l
     hub.requests.clear()
     result = find(hub, tmp_path, NAME)
     assert result.returncode == 0, result.stderr
-    assert {r.path.rpartition("/")[2] for r in hub.files()} == {"model.safetensors"}
+    [again] = hub.files()  # what came whole before is not asked for
+    assert again.path.endswith("/model.safetensors") and again.range is None
+    assert again.sent == (layouts[0] / "model.safetensors").stat().st_size
     downloaded = next(tmp_path.rglob("snapshots/*/model.safetensors"))
     assert downloaded.read_bytes() == (layouts[0] / "model.safetensors").read_bytes()
 
@@ -170,8 +173,16 @@ def test_a_repository_without_safetensors_ends_in_one_sentence(hub, layouts, tmp
 
 @pytest.mark.parametrize("revision", [None, "main", "abc", "g" * 40])
 def test_a_name_without_a_pin_needs_a_full_commit(revision):
-    with pytest.raises(ValueError, match="^revision: a/b needs the full commit"):
+    with pytest.raises(ValueError, match="^revision: no folder a/b is here, and as a name on the "
+                       "Hub a/b needs its full commit .40 hex digits., got .*; give an existing"):
         checkpoints.find("a/b", revision)
+
+
+@pytest.mark.parametrize("name", ["my model", "a/my model", "a--b", "x.git", "-x/y"])
+def test_what_can_be_no_name_on_the_hub_is_refused(name):
+    with pytest.raises(FileNotFoundError, match=f"^checkpoint: no folder {name}, and no name on "
+                       "the Hub can be so; give an existing folder, embedded, or"):
+        checkpoints.find(name, NEWER)
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere-at-all", "a/b/c"])

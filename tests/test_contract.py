@@ -101,6 +101,20 @@ def test_limits_are_settings():
     contract.check("fill-mask", request, MODEL, two)
 
 
+@TASKS
+def test_all_texts_together_have_a_limit_of_tokens(task):
+    fields = {"question": ["a"] * 3, "context": ["b [MASK]"] * 3} \
+        if task == "question-answering" else {"input_string": ["b [MASK]"] * 3}
+    total = 3 * (3 + 4) if task == "question-answering" else 3 * 4  # a text has 2 special tokens
+    request = contract.parse(task, json.dumps({"inputs": fields}))
+    contract.check(task, request, MODEL, contract.Limits(tokens=total))
+    error = refused(contract.check, task, request, MODEL, contract.Limits(tokens=total - 1))
+    assert (error.code, error.index) == ("too_many_tokens", None)
+    assert error.message == (f"the texts have {total} tokens in all; one request may hold "
+                             f"{total - 1}; send fewer texts at a time")
+    assert contract.Limits().tokens == 131_072
+
+
 @pytest.mark.parametrize("task, inputs, parameters, code, index", [
     ("fill-mask", {"input_string": ["a [MASK]", "b"]}, {}, "no_mask", 1),
     ("fill-mask", {"input_string": ["[MASK] b c d e f g"]}, {}, "too_long", 0),

@@ -265,6 +265,25 @@ def with_row(rows, row, **changes):
     (CLASSIFY, with_row(GOOD, 7, label=-1), ["row 7", "label -1 is a int, in row 1 it is 'a'"]),
     (CLASSIFY, with_row([{**row, "label": n % 2} for n, row in enumerate(GOOD)], 7, label=-1),
      ["row 7", "label is missing (-1)"]),
+    (CLASSIFY, with_row(GOOD, 7, label=" "), ["row 7", "label is missing (' ')"]),
+    (CLASSIFY, with_row(GOOD, 7, label="-1"), ["row 7", "label is missing ('-1')", "a name"]),
+    (CLASSIFY, [{**row, "label": n % 3 - 1} for n, row in enumerate(GOOD)],
+     ["row 1", "label is missing (-1)", "-1 marks a missing label on the Hub"]),
+    (CLASSIFY, with_row([{**row, "label": n % 2} for n, row in enumerate(GOOD)], 7,
+                        label=float("nan")), ["row 7", "label is missing (nan)"]),
+    (CLASSIFY, with_row(GOOD, 3, text="\u200b \u200d\ufeff"), ["row 3", "text is empty"]),
+    (CLASSIFY, with_row(GOOD, 3, text="x \ud800"), ["row 3", "surrogate pair ('\\ud800')"]),
+    (CLASSIFY, with_row(GOOD, 4, label="\udc00"), ["row 4", "surrogate pair"]),
+    (TAG, with_row(TAGS, 4, tokens=["Ada", "\ud83d"]), ["row 4", "surrogate pair"]),
+    (TAG, with_row(TAGS, 4, tokens="['Ada', '\\ud83d']"), ["row 4", "surrogate pair"]),
+    (TAG, with_row(TAGS, 4, tokens="{[]: 1}"), ["row 4", "tokens is not a list"]),
+    (ANSWER, with_row(ASKS, 2, question="Who \udfff?"), ["row 2", "surrogate pair"]),
+    (ANSWER, with_row(ASKS, 2, answers={"text": ["Leeds"], "answer_start": ["\u00b2"]}),
+     ["row 2", "answer_start '\u00b2' is not a whole number"]),
+    (ANSWER, with_row(ASKS, 2, answers="{[]: 1}"), ["row 2", "answers is not an object"]),
+    (ANSWER, with_row(ASKS, 5, context="\u200b"), ["row 5", "context is empty"]),
+    (CLASSIFY, with_row([{**row, "label": n % 2, "label_text": "ab"[n % 2]} for n, row in
+                         enumerate(GOOD)], 9, label_text=" "), ["row 9", "label_text is empty"]),
     (CLASSIFY, with_row(GOOD, 8, label=0.5), ["row 8", "0.5", "all as numbers"]),
     (CLASSIFY, [{**row, "label": n / 2} for n, row in enumerate(GOOD)], ["row 2", "0.5", "whole"]),
     (CLASSIFY, [{**row, "label": "a"} for row in GOOD], ["only one label, 'a'"]),
@@ -337,6 +356,50 @@ def test_broken_files(tmp_path, name, content, says):
         data.load(str(tmp_path / name), CLASSIFY)
     for words in [name, *says]:
         assert words in str(error.value)
+
+
+PARAGRAPHS = '"paragraphs": [{"context"'
+
+
+@pytest.mark.parametrize("name, content, says", [
+    ("a.json", '[{"paragraphs": ["x"]}]', ["row 1", "paragraphs is ['x']", PARAGRAPHS]),
+    ("a.json", '[{"paragraphs": []}, {"paragraphs": 5}]', ["row 2", "paragraphs is 5", PARAGRAPHS]),
+    ("a.json", '[{"paragraphs": [{"qas": {}}]}]', ["row 1", "qas is {}", PARAGRAPHS]),
+    ("a.json", '[{"paragraphs": [{"qas": ["x"]}]}]', ["row 1", "qas is ['x']", PARAGRAPHS]),
+    ("a.json", '[{"context": "x \\ud800"}]', ["row 1", "surrogate pair", "its whole pair"]),
+    ("a.json", "[" * 100_000, ["lists within lists", "flat objects"]),
+    ("a.jsonl", "[" * 100_000, ["row 1", "lists within lists", "flat object a line"]),
+    ("a.csv", "context,question,answer_text,answer_start\nTea in Ely.,Where?,Ely,\u00b2\n",
+     ["row 1", "answer_start '\u00b2'", "count the characters"]),
+    *((f"a.{ending}", start + '{"context": "Tea in Ely.", "question": "Where?", "answers": '
+       '{"text": ["Ely"], "answer_start": [' + "7" * 5000 + "]}}" + end,
+       ["row 1", "answer_start inf", "count the characters"])
+      for ending, start, end in (("jsonl", "", ""), ("json", "[", "]"))),
+])
+def test_broken_question_files(tmp_path, name, content, says):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError) as error:
+        data.load(str(tmp_path / name), ANSWER)
+    for words in [name, *says]:
+        assert words in str(error.value)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "json", "parquet"])
+def test_labels_from_minus_one_are_refused_in_every_format(tmp_path, ending):
+    rows = [{"text": f"row {n}", "label": n % 3 - 1} for n in range(30)]
+    with pytest.raises(ValueError, match=r"row 1: label is missing .*-1 marks a missing label"):
+        data.load(write(tmp_path / f"mine.{ending}", rows), CLASSIFY)
+
+
+def test_numbers_of_any_length_are_labels_or_named_errors(tmp_path):
+    long = "7" * 5000
+    (tmp_path / "mine.csv").write_text("text,label\n" + f"x,{long}\ny,2\n" * 10)
+    loaded = data.load(str(tmp_path / "mine.csv"), CLASSIFY)
+    assert loaded["train"].features["label"].names == ["2", long]
+    (tmp_path / "mine.jsonl").write_text(
+        '{"text": "x", "label": 0}\n{"text": "y", "label": %s}\n' % long)
+    with pytest.raises(ValueError, match="mine.jsonl, row 2: label is inf, a float; write a name"):
+        data.load(str(tmp_path / "mine.jsonl"), CLASSIFY)
 
 
 @pytest.mark.parametrize("content, says", [

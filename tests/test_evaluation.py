@@ -1,5 +1,6 @@
 """Evaluation against plain, slow computations of the same definitions."""
 
+import json
 import math
 import unicodedata
 
@@ -10,6 +11,7 @@ import torch
 from sklearn.metrics import f1_score
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+from benchmarks import evaluate_imdb
 from helpers import data, evaluation, fill_mask
 from helpers.pretraining import student_of
 
@@ -209,6 +211,53 @@ def test_pseudo_perplexity_is_one_token_at_a_time(fill, plain, reviews):
     found = evaluation.bootstrap(sums, statistic=evaluation.pseudo_perplexity, n=50)
     assert sums[:, 1].sum() == tokens
     assert found.value == pytest.approx(math.exp(-total / tokens), rel=1e-5)
+
+
+def test_unigram_likelihoods_are_shares_of_the_known_tokens(fill):
+    known, texts = ["the cat. the dog.", "a [MASK] cat?"] * 150, ["the cat.", "a bird", ""]
+    counts = {"the": 301, "cat": 301, ".": 301, "dog": 151, "a": 151, "bird": 1}
+    total = 150 * (6 + 4) + len(fill.tokenizer)
+    sums = evaluation.unigram_log_likelihoods(texts, known, fill.tokenizer)
+    assert sums[:, 1].tolist() == [3, 2, 0]
+    assert sums[:, 0] == pytest.approx([
+        sum(math.log(counts[word] / total) for word in words)
+        for words in (("the", "cat", "."), ("a", "bird"), ())])
+    long = evaluation.unigram_log_likelihoods(["the " * 100], known, fill.tokenizer, 12)
+    assert long.tolist() == [[pytest.approx(10 * math.log(301 / total)), 10]]
+    same = evaluation.unigram_log_likelihoods(["a [MASK]", "a [UNK]"], known, fill.tokenizer)
+    assert same[0].tolist() == same[1].tolist()
+
+
+def test_line_breaks_of_markup_are_no_words(fill):
+    review = "It ends.<br /><br />Twice a br<BR>and <br/> on."
+    assert evaluation.plain_text(review) == "It ends. Twice a br and  on."
+    assert evaluation.plain_text("5 < 6, a <b>\nand a break />") == "5 < 6, a <b>\nand a break />"
+    masked = evaluation.mask_words([evaluation.plain_text("so<br />it<br>is")], fill.tokenizer)
+    assert masked.word == ["so", "it", "is"]
+
+
+def test_the_figures_of_real_reviews(tiny_checkpoint, tmp_path):
+    folder = tmp_path / "stanfordnlp" / "imdb"
+    folder.mkdir(parents=True)
+    for split in ("train", "test"):
+        (folder / f"{split}.jsonl").write_text("\n".join(json.dumps(
+            {"text": f"film {i} of {split} <br /><br />was long and i liked it", "label": i % 2})
+            for i in range(12)))
+    rows = evaluate_imdb.measure(str(tiny_checkpoint), tmp_path, words=8, per_text=2, tokens=8)
+    found = {(row["task"], row["metric"]): row for row in rows}
+    surprise = {task: row for (task, metric), row in found.items() if metric == "pseudo-perplexity"}
+    assert set(surprise) == {"fill-mask", "fill-mask, 1 layers", "fill-mask, unigram baseline",
+                             "fill-mask, all layers - 1 layers",
+                             "fill-mask, all layers - unigram baseline"}
+    value = {task: row["value"] for task, row in surprise.items()}
+    for other in ("1 layers", "unigram baseline"):
+        assert value[f"fill-mask, all layers - {other}"] == pytest.approx(
+            value["fill-mask"] - value[f"fill-mask, {other}"])
+    for row in surprise.values():
+        reviews = int(row["split"].split()[-2])
+        assert row["split"].startswith("test, first 8 tokens") and row["rows"] == 8 * reviews
+        assert row["low"] <= row["value"] <= row["high"]
+    assert found["fill-mask", "accuracy@1"]["rows"] >= 8
 
 
 def test_the_unigram_baseline_is_a_sorted_list_of_counts(fill):

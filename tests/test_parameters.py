@@ -6,8 +6,9 @@ from helpers import parameters
 
 
 @pytest.mark.parametrize("name,value", [
-    ("azure", False), ("epochs", 1), ("epochs", 0.5), ("epochs", 2.0), ("seed", 0), ("revision", None),
-    ("max_eval_samples", None), ("max_eval_samples", 10), ("device", "cpu"), ("precision", "bf16"),
+    ("azure", False), ("epochs", 1), ("epochs", 0.5), ("epochs", 2.0), ("seed", 0),
+    ("revision", None), ("max_eval_samples", None), ("max_eval_samples", 10),
+    ("device", "cpu"), ("precision", "bf16"),
     ("learning_rate", 2e-5), ("checkpoint", "distilbert-base-uncased"),
 ])
 def test_good_values(name, value):

@@ -462,6 +462,9 @@ def test_what_does_not_fit_is_refused(tokenizer, packed, change, message):
     teacher = tiny_model(**change.pop("teacher", {}))
     with pytest.raises(ValueError, match=message):
         p.Distiller(tiny_model(), teacher, tokenizer, packed, tokens=1000, **change)
+    if "batch_size" not in change:  # the rest is known before any text is read
+        with pytest.raises(ValueError, match=message):
+            p.check_fit(teacher, tiny_model(), **change)
 
 
 def test_unequal_widths_need_no_cosine_loss(tokenizer, packed):

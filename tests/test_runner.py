@@ -63,12 +63,53 @@ def test_parameters_reach_the_notebook(notebooks, tmp_path, capsys):
 @pytest.mark.parametrize("given,said", [
     (["-p", "sed", "1"], "has no parameter sed"), (["-p", "seed", "one"], "seed"),
     (["-p", "azure", "false"], "write False"), (["--notebook", "c"], "no notebook c"),
-    (["--parameters", "nowhere"], "no parameter file"), (["--commit", "-p", "seed", "1"], "defaults"),
+    (["--parameters", "nowhere"], "no parameter file"),
+    (["--commit", "-p", "seed", "1"], "defaults"),
 ])
 def test_refused_before_anything_runs(notebooks, tmp_path, capsys, given, said):
     assert run(tmp_path, *given) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+COMMIT = "0123456789" * 4
+
+
+def with_dataset(path):
+    nb = nbformat.read(write(path), as_version=4)
+    nb.cells[0].source += '\ndataset = "embedded"  # the data'
+    nbformat.write(nb, path)
+
+
+def test_a_data_set_without_its_commit_stops_only_its_own_notebook(notebooks, tmp_path, capsys):
+    with_dataset(notebooks / "a-data.ipynb")
+    chosen = tmp_path / "chosen"
+    chosen.mkdir()
+    (chosen / "a-data.yml").write_text("dataset: lhoestq/conll2003\n")
+    (chosen / "b-good.yml").write_text("seed: 4\n")
+    assert run(tmp_path, "--parameters", str(chosen)) == 1
+    shown = capsys.readouterr()
+    said = ("dataset: no folder lhoestq/conll2003 is here, and as a name on the Hub it needs its "
+            "commit (40 hex digits); run it alone with -p dataset lhoestq/conll2003@COMMIT")
+    assert shown.err.splitlines()[0] == f"a-data: {said}"
+    row = next(line for line in shown.out.splitlines() if line.startswith("a-data "))
+    assert f"FAILED {said}" in row and "not started" in row
+    assert "twice is 8" in shown.out and "1 of 2 failed" in shown.out
+    assert not (tmp_path / "runs" / "a-data").exists()
+
+
+def test_a_data_set_without_its_commit_alone_is_refused(notebooks, tmp_path, capsys):
+    with_dataset(notebooks / "a-data.ipynb")
+    assert run(tmp_path, "--notebook", "a-data", "-p", "dataset", "a/b@main") == 2
+    assert "a-data: dataset: no folder a/b@main is here" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("dataset", [
+    "embedded", f"a/b@{COMMIT}", "stanfordnlp/imdb", "samples/data", "/nowhere/x", "data/x.csv",
+    "~/x", "a/b/c", "x"])
+def test_other_data_sets_are_left_to_the_notebook(dataset):
+    assert runner.unpinned(dataset) is None
 
 
 def test_committing_keeps_outputs_and_only_them(notebooks, tmp_path, capsys, monkeypatch):

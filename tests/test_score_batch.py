@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import requests
 
-from helpers import batch, fill_mask
+from helpers import batch, checkpoints, fill_mask
 from helpers.serving import local_server
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -184,6 +184,23 @@ def test_reading_takes_little_memory_whatever_the_file(content, tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 6_000_000
+
+
+def test_a_quote_never_closed_is_read_once(tmp_path):
+    """Every line is measured a few times, however many of them wait behind the quote."""
+    measured = 0
+
+    class Line(str):
+        def __len__(self):
+            nonlocal measured
+            measured += 1
+            return super().__len__()
+
+    lines = [Line('"no end [MASK]\n'), *(Line(f"row {i} [MASK]\n") for i in range(5000))]
+    records = list(batch._records(iter(lines)))
+    assert [fault for _, fault, _ in records[:2]] == ["a quote is not closed", ""]
+    assert [fields for fields, _, _ in records[1:]] == [[f"row {i} [MASK]"] for i in range(5000)]
+    assert measured < 5 * len(lines)
 
 
 # ---------------------------------------------------------------- scoring
@@ -358,6 +375,16 @@ def test_the_driver_says_what_it_did(tmp_path, tiny_checkpoint):
     assert other.returncode == 2 and "begun with another top_k" in other.stderr
 
 
+def test_hidden_files_and_folders_are_left_out(script, tmp_path):
+    for name in ("a.csv", "sub/b.csv", ".c.csv", ".ipynb_checkpoints/a-checkpoint.csv",
+                 "sub/.git/d.csv"):
+        write_csv(tmp_path / ".home" / "in" / name, GOOD)
+    source = tmp_path / ".home" / "in"  # what is above the input does not count
+    found = script.find_files(source, tmp_path / "out")
+    assert sorted(str(path.relative_to(source)) for path in found) == ["a.csv", "sub/b.csv"]
+    assert script.find_files(source / ".c.csv", tmp_path / "out") == [source / ".c.csv"]
+
+
 @pytest.mark.parametrize("arguments, said", [
     (["nowhere", "out"], "there is no nowhere"), (["empty", "out"], "no file in empty"),
     (["in", "in/out"], "lies in the input folder"), (["in", "out", "--top_k", "0"], "top_k"),
@@ -377,13 +404,28 @@ def test_wrong_usage_is_refused(arguments, said, script, tmp_path, monkeypatch, 
 
 # ---------------------------------------------------------------- at full size
 
+def texts_up_to_2_kb(count: int = 2000) -> list[str]:
+    """Masked texts of 20 to 2,000 bytes; their words are long, so that 512 tokens hold them."""
+    rng, words = random.Random(0), ["government", "international", "understanding", "development"]
+    texts = []
+    for _ in range(count):
+        size = rng.randint(20, 2000)
+        text = " ".join(rng.choices(words, k=size // 10))
+        texts.append(text[:size - 7] + " [MASK]")
+    return texts
+
+
+def test_the_long_texts_are_long_and_fit(fill):
+    texts = texts_up_to_2_kb()
+    tokens = [len(ids) for ids in fill.tokenizer(texts)["input_ids"]]
+    assert 1980 < max(map(len, texts)) <= 2000 and max(tokens) <= 512
+    assert sum(len(text) > 1000 for text in texts) > 900
+
+
 @pytest.mark.soak
 def test_a_hundred_thousand_rows_killed_at_random(tmp_path, tiny_checkpoint):
     """Ten files of 10,000 rows of up to 2 kB, 1 % poisoned in every way."""
-    rng, words = random.Random(0), " ".join(GOOD).replace("[MASK]", "it").split()
-    texts = [" ".join(rng.choices(words, k=rng.randrange(3, 250)))[:1990] + " [MASK]"
-             for _ in range(2000)]
-    codes = write_inputs(tmp_path / "in", 10, 10_000, 0.01, texts)
+    codes = write_inputs(tmp_path / "in", 10, 10_000, 0.01, texts_up_to_2_kb())
     assert {code for bad in codes.values() for code in bad.values()} == {
         poison[2] for poison in POISONS.values()}
     kill_and_restart(tmp_path, tiny_checkpoint, codes, 10_000, 8, 2, seconds=45)
@@ -403,16 +445,15 @@ print(peak() - loaded)
 """
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("rows", [10_000, 100_000])
-def test_memory_stays_flat_however_long_the_file(rows, tmp_path, tiny_checkpoint):
-    rng, words = random.Random(0), " ".join(GOOD).replace("[MASK]", "it").split()
-    texts = [" ".join(rng.choices(words, k=rng.randrange(3, 250)))[:1990] + " [MASK]"
-             for _ in range(2000)]
-    codes = poisoned(tmp_path / "long.csv", rows, 0.01, 1, texts)
+@pytest.mark.parametrize("rows, model", [
+    (1000, "tiny"), *(pytest.param(*case, marks=pytest.mark.soak) for case in (
+        (10_000, "tiny"), (100_000, "tiny"), (10_000, "embedded")))])
+def test_memory_stays_flat_however_long_the_file(rows, model, tmp_path, tiny_checkpoint):
+    checkpoint = checkpoints.EMBEDDED if model == "embedded" else tiny_checkpoint
+    codes = poisoned(tmp_path / "long.csv", rows, 0.01, 1, texts_up_to_2_kb())
     code = GROWTH.format(cli=str(SCRIPT.parent), path=str(tmp_path / "long.csv"))
     done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, env={
-        **os.environ, "OMP_NUM_THREADS": "1", "AZUREML_MODEL_DIR": str(tiny_checkpoint),
+        **os.environ, "OMP_NUM_THREADS": "1", "AZUREML_MODEL_DIR": str(checkpoint),
         "AZUREML_BI_OUTPUT_PATH": str(tmp_path / "out"), "INPUT_FOLDER": str(tmp_path)})
     assert done.returncode == 0, done.stderr
     check_pair(tmp_path / "out", "long.csv", rows, codes)

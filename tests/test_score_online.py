@@ -202,6 +202,9 @@ def test_at_the_limits(server):
     assert server.post(body).status_code == 200
     server.refused(body + b" ", "too_large", "1,000,000")
     server.refused(b"x" * 20_000_000, "too_large", "1,000,000")
+    long = {"inputs": ["[MASK]" + " a" * 508] * 970}  # small enough by texts and by bytes
+    assert len(json.dumps(long)) < 1_000_000
+    server.refused(long, "too_many_tokens", "495,670 tokens in all; one request may hold 131,072")
     server.refused({"inputs": ["[MASK] " * 500] * 100, "params": {"top_k": 30522}},
                    "answer_too_large", "100,000,000")
 
@@ -501,6 +504,22 @@ def test_the_task_follows_from_the_checkpoint(script, checkpoint_of, tmp_path, m
         script.pick_task(tmp_path)
 
 
+def test_a_task_that_the_checkpoint_was_not_trained_for_is_refused(
+        script, checkpoint_of, monkeypatch):
+    for task in contract.TASKS:
+        monkeypatch.setenv("TASK", task)
+        assert script.pick_task(checkpoint_of(task)) == task
+        other = "fill-mask" if task != "fill-mask" else "text-classification"
+        monkeypatch.setenv("TASK", other)
+        with pytest.raises(ValueError, match=f"^TASK: {other} was asked for, but DistilBertFor.* "
+                           f"is trained for {task}; leave TASK out"):
+            script.pick_task(checkpoint_of(task))
+    with pytest.raises(serving.ServerError, match="TASK: fill-mask was asked for"):
+        with serving.local_server(checkpoint_of(OTHERS[0]), env={
+                "TASK": "fill-mask", "OMP_NUM_THREADS": "1"}):
+            pass
+
+
 @pytest.mark.parametrize("text", ["0", "-1", "ten", "1.5", ""])
 def test_limits_are_whole_numbers(script, text, monkeypatch):
     monkeypatch.setenv("MAX_TEXTS", text)
@@ -514,10 +533,12 @@ def test_settings_reach_the_server(tiny_checkpoint, tmp_path):
     before = set(os.listdir(serving.SCRIPT.parent))
     with serving.local_server("nowhere", env={
             "AZUREML_MODEL_DIR": str(root), "MAX_TEXTS": "2", "MAX_BYTES": "200",
-            "MAX_ANSWER_BYTES": "1000", "PRECISION": "bf16", "OMP_NUM_THREADS": "1"}) as url:
+            "MAX_TOKENS": "20", "MAX_ANSWER_BYTES": "1000", "PRECISION": "bf16",
+            "OMP_NUM_THREADS": "1"}) as url:
         server = Service("fill-mask", url)
         assert len(server.post({"inputs": [HOLE, HOLE], "params": {"top_k": 2}}).json()) == 2
         server.refused({"inputs": ["[MASK]"] * 3}, "too_many_texts", "may hold 2")
+        server.refused({"inputs": ["[MASK] a" + " b" * 7] * 2}, "too_many_tokens", "may hold 20")
         server.refused({"inputs": "[MASK]" * 40}, "too_large", "200 bytes")
         server.refused({"inputs": HOLE, "params": {"top_k": 30}}, "answer_too_large", "1,000")
     assert set(os.listdir(serving.SCRIPT.parent)) - before <= {"__pycache__"}

@@ -1,4 +1,4 @@
-"""Question answering: decoding against brute force, windows against the tokenizer, SQuAD's rules."""
+"""Question answering: decoding against brute force, windows, SQuAD's rules."""
 
 import random
 
@@ -132,6 +132,14 @@ def test_training_positions_give_the_answer_back(tokenizer):
         assert LONG[a:b] == answer["text"][0]
         seen.add(window.row)
     assert len(seen) == len(rows)  # every answer lies whole in some window
+
+
+def test_no_window_is_longer_than_the_model_reads(tokenizer, monkeypatch):
+    row = {"question": "Why?", "context": LONG, "answers": {"text": ["In"], "answer_start": [0]}}
+    data = Dataset.from_list([row])
+    assert max(len(one["input_ids"]) for one in answering.encode(data, tokenizer)) == 384
+    monkeypatch.setattr(tokenizer, "model_max_length", 128)
+    assert max(len(one["input_ids"]) for one in answering.encode(data, tokenizer)) == 128
 
 
 # ---------------------------------------------------------------- the predictor

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
+from sklearn.metrics import f1_score
 from transformers import AutoTokenizer, pipeline
 
-from helpers import tasks
+from helpers import evaluation, tasks
 from helpers.tasks import classification
 
 NAMES = ["sad", "glad", "cross"]
@@ -60,6 +61,25 @@ def test_metrics_by_hand():
     # sad: 2 right of 3 predicted, of 3 true; glad: 1 of 2, of 2; cross: 0
     expected = {"accuracy": 3 / 6, "macro_f1": (2 / 3 + 1 / 2 + 0) / 3}
     assert classification.score(predicted, gold) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("absent", ["from the gold labels", "from both sides"])
+def test_macro_f1_and_its_interval_agree_where_a_class_is_absent(absent):
+    rng = np.random.default_rng(0)
+    gold = rng.choice([0, 1, 3], size=80)
+    wrong = [0, 1, 2, 3] if absent == "from the gold labels" else [0, 1, 3]
+    predicted = np.where(rng.random(80) < 0.6, gold, rng.choice(wrong, size=80))
+    ours, true = np.eye(5)[predicted], np.eye(5)[gold]
+    counts = np.stack([ours * true, ours, true], axis=-1)
+    found = evaluation.bootstrap(counts, statistic=evaluation.f1, n=200, seed=3)
+    expected = f1_score(gold, predicted, average="macro", zero_division=0)
+    assert found.value == pytest.approx(expected)
+    assert classification.score(predicted, gold)["macro_f1"] == pytest.approx(expected)
+    draws = rng.integers(80, size=(50, 4))  # so few rows that most draws lack classes
+    assert evaluation.f1(counts[draws].sum(1), np.full(50, 4.0)) == pytest.approx(
+        [f1_score(gold[rows], predicted[rows], average="macro", zero_division=0)
+         for rows in draws])
+    assert evaluation.f1(np.zeros((2, 5, 3)), np.ones(2)).tolist() == [0, 0]
 
 
 def test_encode_cuts_and_labels(tiny_checkpoint):

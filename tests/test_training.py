@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -214,6 +215,52 @@ def test_killed_and_resumed_ends_alike(tiny_checkpoint, tmp_path, whole, seed, f
     assert again.history[-1]["step"] == 12
 
 
+# Dies where training is done and the test rows are being scored.
+KILLED_WHILE_SCORING = """
+import os, signal, sys
+from helpers import tasks, training
+tasks.BasePredictor.evaluate = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+training.main(sys.argv[1:])
+"""
+
+
+def no_training(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a training step")
+    monkeypatch.setattr(training._ResumableTrainer, "training_step", refuse)
+
+
+def test_killed_while_scoring_does_not_train_again(tiny_checkpoint, tmp_path, monkeypatch):
+    sizes = {"max_train_samples": 48, "max_eval_samples": 20, "epochs": 2.0}
+    training.main(options(tiny_checkpoint, tmp_path / "whole", **sizes))
+    arguments = options(tiny_checkpoint, tmp_path / "killed", **sizes)
+    done = subprocess.run([sys.executable, "-c", KILLED_WHILE_SCORING, *arguments], text=True,
+                          env=environment(), cwd=PROJECT, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert not (tmp_path / "killed" / "metrics.json").exists()
+    no_training(monkeypatch)
+    training.main(arguments)
+    whole, killed = (json.loads((tmp_path / name / "metrics.json").read_text())["metrics"]
+                     for name in ("whole", "killed"))
+    assert killed == whole
+
+
+def test_a_complete_model_is_returned_and_any_other_trained(tiny_checkpoint, tmp_path, whole,
+                                                            monkeypatch):
+    first = train_once(tiny_checkpoint, tmp_path)
+    with monkeypatch.context() as patch:
+        no_training(patch)
+        again = train_once(tiny_checkpoint, tmp_path)
+        assert again == first and again.metrics == whole.metrics
+        for changed in ({"seed": 1}, {"learning_rate": 2e-3}, {"epochs": 2.0}):
+            with pytest.raises(AssertionError, match="a training step"):
+                train_once(tiny_checkpoint, tmp_path, **changed)
+        (tmp_path / "model" / "model.safetensors").write_bytes(b"cut off")
+        with pytest.raises(AssertionError, match="a training step"):
+            train_once(tiny_checkpoint, tmp_path)
+    resume_equals(tiny_checkpoint, tmp_path, whole)
+
+
 @pytest.mark.soak
 def test_killed_at_ten_random_moments(tiny_checkpoint, tmp_path, whole):
     moments = kill_at(10**9, tiny_checkpoint, tmp_path / "count")
@@ -281,7 +328,8 @@ def test_two_processes_do_what_one_does(still_checkpoint, tmp_path):
     one, two = (weights(tmp_path / name / "model") for name in ("one", "two"))
     for name in one:
         assert torch.allclose(one[name], two[name], atol=2e-4), name
-    one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
+    one, two = (json.loads((tmp_path / name / "metrics.json").read_text())
+                for name in ("one", "two"))
     assert one["metrics"] == pytest.approx(two["metrics"], abs=0.05)
     losses = [[row["loss"] for row in json.loads((tmp_path / name / "history.json").read_text())
                if "loss" in row] for name in ("one", "two")]
@@ -289,21 +337,25 @@ def test_two_processes_do_what_one_does(still_checkpoint, tmp_path):
 
 
 @pytest.mark.soak
-def test_two_processes_reach_the_metric_of_one(tmp_path):
-    scores = {1: [], 2: []}
-    for seed in range(3):
-        for processes, found in scores.items():
+@pytest.mark.parametrize("task, chosen", [
+    ("text-classification", {"batch_size": 32, "epochs": 5.0, "learning_rate": 3e-4}),
+    ("token-classification", {"batch_size": 16, "epochs": 10.0, "learning_rate": 5e-4})])
+def test_two_processes_reach_the_metric_of_one(tmp_path, task, chosen):
+    module, splits = tasks.module(task), data.load("embedded", task)
+    # one point of a few test rows is one or two of them: pooled with validation, over the seeds
+    gold = 3 * [row for name in ("validation", "test") for row in module.gold(splits[name])]
+    scores = {}
+    for processes in (1, 2):
+        predicted = []
+        for seed in range(3):
             folder = tmp_path / f"{processes}-{seed}"
-            arguments = options("embedded", folder, seed=seed, batch_size=32, epochs=3.0,
-                                learning_rate=2e-4, precision="bf16")
-            torchrun(arguments, processes)
-            found.append(json.loads((folder / "metrics.json").read_text())["metrics"])
-    means = {n: np.mean([m["test_macro_f1"] for m in found]) for n, found in scores.items()}
-    # on 171 test rows one point is less than two rows: what one point means needs the validation
-    # rows as well
-    both = {n: np.mean([(m["test_accuracy"] + m["validation_accuracy"]) / 2 for m in found])
-            for n, found in scores.items()}
-    assert abs(both[1] - both[2]) <= 0.01, (both, means)
+            torchrun(options("embedded", folder, task=task, seed=seed, precision="bf16",
+                             **chosen), processes)
+            model = module.load(folder / "model", "cpu")
+            for name in ("validation", "test"):
+                predicted += model.predictions(splits[name])
+        scores[processes] = module.score(predicted, gold)[module.METRIC]
+    assert abs(scores[1] - scores[2]) <= 0.01, scores
 
 
 # ---------------------------------------------------------------- a reader's own files
@@ -329,16 +381,69 @@ def test_own_csv_parquet_and_conll_files_train(tiny_checkpoint, tmp_path, capsys
         printed = json.loads(capsys.readouterr().out)
         assert printed == found["metrics"]
         assert f"test_{tasks.module(task).METRIC}" in found["metrics"]
-        labels = set(json.loads((output_dir / "model/config.json").read_text())["id2label"].values())
+        config = json.loads((output_dir / "model/config.json").read_text())
+        labels = set(config["id2label"].values())
         assert labels == ({"bad", "good"} if "text" in task else {"O", "B-PER", "I-PER", "B-LOC",
                           "I-LOC"}) or (task[:2] == "to" and {"O", "B-PER", "B-LOC"} <= labels)
 
 
-def test_bad_data_stops_before_any_training(tiny_checkpoint, tmp_path):
-    (tmp_path / "own.csv").write_text("text,label\nfine,good\nbad,\n")
-    with pytest.raises(ValueError, match="own.csv, row 2"):
-        training.main(options(tiny_checkpoint, tmp_path / "out", dataset=tmp_path / "own.csv"))
+FINE = {
+    "text-classification": [{"text": f"day {n}", "label": "ab"[n % 2]} for n in range(4)],
+    "token-classification": [{"tokens": ["Ada", "left"], "ner_tags": ["B-PER", "O"]}] * 4,
+    "question-answering": [{"context": "Tea is in Leeds.", "question": "Where is tea?",
+                            "answers": {"text": ["Leeds"], "answer_start": [10]}}] * 4,
+}
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+@pytest.mark.parametrize("task, changes, message", [
+    ("text-classification", {"text": ""}, "{split}.jsonl, row 3: text is empty"),
+    ("text-classification", {"text": "\u200b"}, "{split}.jsonl, row 3: text is empty"),
+    ("text-classification", {"text": "x \ud800"}, "{split}.jsonl, row 3: half of a surrogate"),
+    ("text-classification", {"label": " "}, "{split}.jsonl, row 3: label is missing"),
+    ("token-classification", {"ner_tags": ["O"]}, "{split}.jsonl, row 3: 2 tokens but 1"),
+    ("token-classification", {"tokens": ["Ada", " "]}, "{split}.jsonl, row 3: token ' '"),
+    ("token-classification", {"ner_tags": ["PER", "O"]}, "{split}.jsonl, row 3: tag 'PER'"),
+    ("question-answering", {"context": "\u200b"}, "{split}.jsonl, row 3: context is empty"),
+    ("question-answering", {"answers": {"text": ["Leeds"], "answer_start": [9]}},
+     "{split}.jsonl, row 3: answer 'Leeds' is not at 9"),
+    # what only the tokenizer can tell: rows counted from 0, as splits[...] counts them
+    ("question-answering", {"question": "who " * 370},
+     "splits['{split}'], row 2: the question has 370 tokens"),
+    ("question-answering", {"context": "\u0301", "answers": {"text": ["\u0301"],
+                                                             "answer_start": [0]}},
+     "splits['{split}'], row 2: no word in the context"),
+])
+def test_bad_data_stops_before_any_training(tiny_checkpoint, tmp_path, monkeypatch, task, changes,
+                                            message, split):
+    for name in data.SPLITS:
+        rows = [*FINE[task]]
+        if name == split:
+            rows[2] = rows[2] | changes
+        write(tmp_path / "data", name, rows)
+    monkeypatch.setattr(tasks.module(task), "build", None)  # no model is even made
+    with pytest.raises(ValueError) as error:
+        training.main(options(tiny_checkpoint, tmp_path / "out", task=task,
+                              dataset=tmp_path / "data"))
+    assert message.format(split=split) in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("task, long", [
+    ("text-classification", {"text": "word " * 600}),
+    ("token-classification", {"tokens": ["Ada"] * 600, "ner_tags": ["B-PER"] * 600}),
+    ("question-answering", {"context": "Tea is in Leeds." + " More tea." * 300})])
+def test_a_checkpoint_without_a_tokenizer_config_trains(tiny_checkpoint, tmp_path, task, long):
+    folder = tmp_path / "bare"
+    shutil.copytree(tiny_checkpoint, folder)
+    (folder / "tokenizer_config.json").unlink()
+    assert AutoTokenizer.from_pretrained(folder).model_max_length > 10**9
+    for name in data.SPLITS:
+        write(tmp_path / "data", name, [*FINE[task], FINE[task][0] | long])
+    training.main(options(folder, tmp_path / "out", task=task, dataset=tmp_path / "data",
+                          epochs=1.0))
+    saved = AutoTokenizer.from_pretrained(tmp_path / "out" / "model")
+    assert saved.model_max_length == 512
 
 
 def test_mlflow_gets_curves_and_results_in_one_run(tiny_checkpoint, tmp_path, monkeypatch):

@@ -70,6 +70,11 @@ def load_parts(auto_class, folder: str | Path, device: str, precision: str):
     return model.to(checkpoints.pick_device(device)), AutoTokenizer.from_pretrained(folder)
 
 
+def limit(tokenizer) -> int:
+    """The most tokens of a row; a tokenizer without a limit says 1e30, too many for itself."""
+    return min(tokenizer.model_max_length, 2**31 - 1)
+
+
 def collate(rows: Sequence[Mapping], pad_id: int) -> dict[str, torch.Tensor]:
     """Pad rows to the longest among them: `input_ids`, `attention_mask` and their labels.
 

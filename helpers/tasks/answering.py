@@ -69,12 +69,13 @@ def windows(questions: Sequence[str], contexts: Sequence[str], tokenizer,
 
 
 def encode(dataset, tokenizer, max_length: int = LENGTH, stride: int = STRIDE) -> list[dict]:
-    """Turn rows of `question`, `context`, `answers` into {input_ids, start_positions, end_positions}.
+    """Turn rows of `question`, `context`, `answers` into windows to train on.
 
-    One entry a window, of the first gold answer. Where the window does not hold the whole
-    answer, both positions are 0, the place of [CLS].
+    {input_ids, start_positions, end_positions} a window, of the first gold answer. Where the
+    window does not hold the whole answer, both positions are 0, the place of [CLS]. No window is
+    longer than the tokenizer's `model_max_length`.
     """
-    rows = []
+    rows, max_length = [], min(max_length, tokenizer.model_max_length)
     answers = list(dataset["answers"])
     for window in windows(dataset["question"], dataset["context"], tokenizer, max_length, stride):
         answer = answers[window.row]

@@ -24,7 +24,7 @@ def encode(dataset, tokenizer, max_length: int | None = None) -> list[dict]:
     `max_length` is in tokens with the two special ones, the model's own limit by default.
     """
     ids = tokenizer(list(dataset["text"]), truncation=True, return_attention_mask=False,
-                    max_length=max_length or tokenizer.model_max_length)["input_ids"]
+                    max_length=max_length or tasks.limit(tokenizer))["input_ids"]
     return [{"input_ids": np.array(row, dtype=np.int32), "labels": label}
             for row, label in zip(ids, dataset["label"])]
 

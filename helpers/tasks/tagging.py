@@ -44,7 +44,7 @@ def encode(dataset, tokenizer, max_length: int | None = None) -> list[dict]:
     Longer rows are cut at `max_length` tokens, the model's own limit by default.
     """
     encoded = tokenizer(list(dataset["tokens"]), is_split_into_words=True, truncation=True,
-                        max_length=max_length or tokenizer.model_max_length,
+                        max_length=max_length or tasks.limit(tokenizer),
                         return_attention_mask=False)
     rows = []
     for i, (ids, tags) in enumerate(zip(encoded["input_ids"], dataset["ner_tags"])):

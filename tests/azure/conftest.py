@@ -19,11 +19,10 @@ def absent(reason: str):
 
 
 @pytest.fixture(scope="session")
-def schema_folder() -> Path:
+def schema_folder() -> Path | None:
+    """Microsoft's schemas; without them bodies are not validated: see test_schemas_are_there."""
     folder = PROJECT.parent / "shared" / "azure-schemas"
-    if not folder.exists():
-        absent("needs the maintainers' test material: azure-schemas (not in a clone)")
-    return folder
+    return folder if folder.exists() else None
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +65,7 @@ def client(running_plane):
 
 @pytest.fixture
 def plane(running_plane, client):
-    """The control plane, empty; whatever a test does, every body it sent must be valid."""
+    """The control plane, empty; whatever a test does, every body it PUT must be valid."""
     running_plane.reset()
     yield running_plane
     running_plane.fault = None

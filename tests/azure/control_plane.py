@@ -32,7 +32,7 @@ ROOT = (f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}/providers/"
 LIVING = re.compile(r"/(onlineEndpoints|batchEndpoints|computes)/[^/]+$", re.I)
 POLL = {"x-ms-retry-after-ms": "20"}  # some clients would look again after 30 s
 SLOW = 0.25  # seconds that a creation takes under the fault "slow"
-KEY = "key-of-the-control-plane"
+KEY, TOKEN = "key-of-the-control-plane", "token-of-the-control-plane"
 SYSTEM_DATA = {f"{what}{key}": value for what in ("created", "lastModified") for key, value in
                (("At", "2026-01-01T00:00:00Z"), ("By", "tests"), ("ByType", "User"))}
 
@@ -45,12 +45,13 @@ class Request:
     path: str  # below the workspace where it is below it
     query: dict[str, str]
     body: Any
+    authorization: str = ""
     status: int | None = None
 
     @property
     def operation(self) -> str:
         """The request without names and versions that differ from run to run."""
-        path = re.sub(r"(/[\w-]*?)-[0-9a-f]{8}(?=/|$)", r"\1", self.path)
+        path = re.sub(r"(/[\w-]*?)-[0-9a-f]{8}n?(?=/|$)", r"\1", self.path)
         path = re.sub(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}|[0-9a-f]{32,64}", "*", path)
         return f"{self.method} {path}"
 
@@ -138,6 +139,11 @@ class ControlPlane:
         """Endpoints and clusters that exist: what somebody would be billed for."""
         return sorted(key for key in self.store if LIVING.search(key))
 
+    def working(self) -> list[str]:
+        """Jobs that have not ended."""
+        return sorted(key for key, job in self.store.items() if key.startswith("/jobs/")
+                      and job["properties"]["status"] == "Running")
+
     def bodies(self, pattern: str) -> list[Any]:
         """The bodies of the accepted PUTs whose path matches."""
         return [r.body for r in self.requests if r.method == "PUT" and r.status < 300
@@ -186,13 +192,18 @@ class ControlPlane:
                          "credential": {"credentialType": "SAS", "sasUri": address}}}, {}
 
     def keys(self, request, kind=None, name=None):
-        self.existing(request.path.rsplit("/", 1)[0])
+        self.refuse_unless(request, "key")
         return 200, {"primaryKey": KEY, "secondaryKey": "second"}, {}
 
     def token(self, request):
-        self.existing(request.path.rsplit("/", 1)[0])
-        return 200, {"accessToken": KEY, "tokenType": "Bearer", "expiryTimeUtc": 0,
+        self.refuse_unless(request, "amltoken")
+        return 200, {"accessToken": TOKEN, "tokenType": "Bearer", "expiryTimeUtc": 0,
                      "refreshAfterTimeUtc": 0}, {}
+
+    def refuse_unless(self, request, mode):
+        endpoint = self.existing(request.path.rsplit("/", 1)[0])
+        if endpoint["properties"]["authMode"].lower() != mode:
+            raise Refused(400, "AuthMode", f"{request.path}: authentication is not by {mode}")
 
     def logs(self, request, path):
         self.existing(path)
@@ -259,13 +270,18 @@ class ControlPlane:
         page = {"jobServiceType": "Studio", "endpoint": f"{self.base}/page/{resource['name']}"}
         properties.update(status="Running" if self.execute else "Completed",
                           services={"Studio": page})
-        if self.execute:
+        if execute := self.execute:
             def work():
                 try:
-                    properties["status"] = self.execute(resource["name"], properties, resource)
+                    status = execute(resource["name"], properties, resource)
                 except Exception as error:  # shown by the test through job.properties
                     resource["error"] = repr(error)
-                    properties["status"] = "Failed"
+                    status = "Failed"
+                with self.lock:
+                    parent = self.store.get(f"/jobs/{resource.get('parent')}", resource)
+                    for job in (properties, parent["properties"]):
+                        if job["status"] == "Running":  # and not cancelled meanwhile
+                            job["status"] = status
             threading.Thread(target=work, daemon=True).start()
 
     def patch(self, request, path):
@@ -296,13 +312,22 @@ class ControlPlane:
         return 200, self.existing(path), {}
 
     def cancel(self, request, path):
-        self.existing(path)["properties"]["status"] = "Canceled"
+        job = self.existing(path)
+        for one in (job, *(j for j in self.store.values() if j.get("parent") == job["name"])):
+            one["properties"]["status"] = "Canceled"
         return 202, None, {"Location": self.operation_headers(path)["Azure-AsyncOperation"]}
 
     def score(self, request, path):
         endpoint = self.existing(path)
         if path.lower().startswith("/batchendpoints"):
+            if audience(request.authorization) != f"{self.base}/aml":
+                raise Refused(401, "Unauthorized", f"{path} needs a token for the workspace")
             return self.start_batch(request, path, endpoint)
+        good = {"key": request.authorization == f"Bearer {KEY}",
+                "amltoken": request.authorization == f"Bearer {TOKEN}",
+                "aadtoken": audience(request.authorization) == "https://ml.azure.com"}
+        if not good[endpoint["properties"]["authMode"].lower()]:
+            raise Refused(401, "Unauthorized", f"{path} needs its own key, or a token for it")
         if not endpoint["properties"].get("traffic"):
             raise Refused(404, "NoTraffic", f"{path} has no deployment with traffic")
         return 200, {"echo": request.body}, {}
@@ -310,7 +335,7 @@ class ControlPlane:
     def start_batch(self, request, path, endpoint):
         name = (endpoint["properties"].get("defaults") or {}).get("deploymentName")
         deployment = self.existing(f"{path}/deployments/{name}")
-        job, child = f"batch-{uuid.uuid4()}", f"scoring-{uuid.uuid4()}"
+        job, child = (f"{kind}-{uuid.uuid4().hex[:8]}" for kind in ("batch", "scoring"))
         for key, parent in ((child, job), (job, None)):
             resource = {"id": f"{ROOT}/jobs/{key}", "name": key, "type": "job", "parent": parent,
                         "systemData": SYSTEM_DATA,
@@ -322,11 +347,16 @@ class ControlPlane:
                 properties["deployment"] = deployment["properties"]
                 self.start_job(resource, properties)
             else:
+                resource["endpoint"] = endpoint["name"]
                 resource["properties"].update(
-                    status="Completed", services={"Studio": {
+                    status="Running" if self.execute else "Completed", services={"Studio": {
                         "jobServiceType": "Studio", "endpoint": f"{self.base}/page/{job}"}})
             self.store[f"/jobs/{key}"] = resource
         return 201, self.store[f"/jobs/{job}"], {}
+
+    def batch_jobs(self, request, name):
+        return 200, {"value": [job for job in self.store.values()
+                               if job.get("endpoint") == name]}, {}
 
     def run_data(self, request):
         name = request.body["runId"]
@@ -382,6 +412,7 @@ ROUTES = [
     ("POST", "/history/.*/rundata", ControlPlane.run_data),
     ("GET", "/history/.*/runs/([^/]+)/children", ControlPlane.run_children),
     ("GET", "/history/.*/runs/([^/]+)(?:/details)?", ControlPlane.run_details),
+    ("GET", "/mferp/.*/batchEndpoints/([^/]+)/jobs", ControlPlane.batch_jobs),
     ("POST", "/data/.*/dataversion/batchGetResolvedUris", ControlPlane.data_addresses),
     ("POST", "/score(/.+?)(?:/jobs)?", ControlPlane.score),
     ("GET", "", ControlPlane.workspace),
@@ -389,7 +420,8 @@ ROUTES = [
     ("POST", ".*/listKeys", ControlPlane.keys),
     ("POST", ".*/token", ControlPlane.token),
     ("POST", "(.*)/getLogs", ControlPlane.logs),
-    ("POST", "/datastores/workspace(?:blob|artifact)store/listSecrets", ControlPlane.datastore_secrets),
+    ("POST", "/datastores/workspace(?:blob|artifact)store/listSecrets",
+     ControlPlane.datastore_secrets),
     ("GET", "/datastores(?:/(workspace(?:blob|artifact)store))?", ControlPlane.datastores),
     ("POST", "(/jobs/[^/]+)/cancel", ControlPlane.cancel),
     ("PUT", "(/.+)", ControlPlane.put),
@@ -428,7 +460,8 @@ def _handler(plane: ControlPlane) -> type[BaseHTTPRequestHandler]:
                 path = path[len(ROOT):]
             with plane.lock:
                 request = Request(self.command, path, dict(parse_qsl(address.query)),
-                                  json.loads(raw) if raw else None)
+                                  json.loads(raw) if raw else None,
+                                  self.headers.get("Authorization", ""))
                 plane.requests.append(request)
                 kind = plane.fault.pick(request) if plane.fault else None
             if kind == "429":
@@ -469,6 +502,14 @@ def _handler(plane: ControlPlane) -> type[BaseHTTPRequestHandler]:
         do_GET = do_PUT = do_POST = do_PATCH = do_DELETE = do_HEAD = handle_request
 
     return Handler
+
+
+def audience(authorization: str) -> str | None:
+    """For whom a token of Credential was made; None for anything else."""
+    parts = authorization.removeprefix("Bearer ").split(".")
+    if len(parts) != 3:
+        return None
+    return json.loads(base64.urlsafe_b64decode(parts[1] + "==="))["aud"]
 
 
 class Credential:

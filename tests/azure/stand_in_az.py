@@ -1,8 +1,9 @@
 """A stand-in for `az`: records calls, keeps what exists, fails or is interrupted on request.
 
 STATE names its folder. FAIL_AT and HOW say at which call of `az ml` it fails and how: refused
-(nothing happened), lost (it happened, the answer did not come), interrupt (Ctrl-C after it
-happened).
+(nothing happened), lost (it happened, the answer did not come; a deployment goes on for some
+time, and its endpoint cannot be deleted meanwhile), interrupt and term (Ctrl-C or a SIGTERM after
+it happened).
 """
 
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 
 WHERE = {"--resource-group", "--workspace-name", "--subscription"}
 OPTIONS = {
-    "compute create": {"--file"}, "compute list": {"--query", "-o"},
+    "compute create": {"--file", "--name"}, "compute list": {"--query", "-o"},
     "compute delete": {"--name", "--yes"},
     "job create": {"--file", "--name", "--set"}, "job stream": {"--name"},
     "job show": {"--name", "--query", "-o"}, "job cancel": {"--name"},
@@ -27,6 +28,7 @@ OPTIONS = {
     "online-deployment create": {"--file", "--endpoint-name", "--all-traffic", "--set"},
     "batch-endpoint create": {"--file", "--name"}, "batch-endpoint delete": {"--name", "--yes"},
     "batch-endpoint invoke": {"--name", "--input", "--query", "-o"},
+    "batch-endpoint list-jobs": {"--name", "--query", "-o"},
     "batch-deployment create": {"--file", "--endpoint-name", "--set-default", "--set"},
 }
 FLAGS = {"--yes", "--all", "--all-traffic", "--set-default"}
@@ -60,13 +62,26 @@ def act(verb, given, state):
     """Do it, and return what is printed."""
     kind, action = verb.split()
     name = given.get("--name") or given.get("--endpoint-name")
-    if kind == "compute" and action == "create":
-        name = re.search("^name: (.*)$", Path(given["--file"]).read_text(), re.M)[1]
-    place = state / "exists" / f"{kind} {name}"
+    place = running = state / "exists" / f"{kind} {name}"
     if verb.endswith("endpoint create") and not re.fullmatch("[a-z][a-z0-9-]{1,30}[a-z0-9]", name):
+        sys.exit(f"az: {name} is no valid name")
+    if verb == "compute create" and not re.fullmatch(  # the pattern of Microsoft's schemas
+            r"[a-zA-Z](?![a-zA-Z0-9-]*-\d+$)[a-zA-Z0-9-]{2,23}", name):
         sys.exit(f"az: {name} is no valid name")
     if action == "create" and kind in ("compute", "online-endpoint", "batch-endpoint"):
         place.touch()
+    elif verb == "job create":
+        running.touch()
+    elif verb == "batch-endpoint invoke":
+        (state / "exists" / "job batch-job").touch()
+    elif verb == "batch-endpoint list-jobs":
+        return "batch-job" if (state / "exists" / "job batch-job").exists() else ""
+    elif verb == "job stream":  # returns when the job has ended
+        running.unlink()
+    elif verb == "job cancel":
+        if not running.exists():
+            sys.exit(f"az: no running job {name}")
+        running.unlink()
     elif action == "create" and kind.endswith("-deployment"):
         parent = state / "exists" / f"{kind.replace('deployment', 'endpoint')} {name}"
         if not parent.exists():
@@ -74,6 +89,10 @@ def act(verb, given, state):
     elif action == "delete":
         if not place.exists():
             return ""  # as az does
+        if (busy := state / f"busy {place.name}").exists():  # the creation is still under way
+            left = int(busy.read_text()) - 1
+            busy.write_text(str(left)) if left else busy.unlink()
+            sys.exit(f"az: (Conflict) {name} is still being made")
         place.unlink()
     elif verb == "job download":
         folder = Path(given["--download-path"], "named-outputs", "metrics")
@@ -105,7 +124,12 @@ def main():
         sys.exit("az: (InternalServerError)")
     printed = act(verb, given, state)
     if how == "lost":
+        if verb.endswith("-deployment create"):  # goes on for minutes after the answer is lost
+            parent = verb.split()[0].replace("deployment", "endpoint")
+            (state / f"busy {parent} {given['--endpoint-name']}").write_text("5")
         sys.exit("az: connection was closed")
+    if how == "term":
+        os.kill(os.getppid(), signal.SIGTERM)
     if how == "interrupt":
         os.killpg(0, signal.SIGINT)
     if printed:

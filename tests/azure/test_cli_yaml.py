@@ -104,6 +104,94 @@ def test_wrong_parameters_are_refused():
         workspace.notebook_job("absent")
     with pytest.raises(ValueError, match="no input epoch"):
         workspace.pipeline_job("text-classification", epoch=1.0)
+    with pytest.raises(ValueError, match="no option eppochs; it has checkpoint, "):
+        workspace.distributed_job("text-classification", eppochs=1)
+    with pytest.raises(ValueError, match="no option output_dir"):
+        workspace.distributed_job("text-classification", output_dir="x")
+    for job in (workspace.distributed_job, workspace.pipeline_job):
+        with pytest.raises(ValueError, match="task: .*fill-mask"):
+            job("fill-mask")
+        with pytest.raises(ValueError, match="precision: .*int8"):
+            job("text-classification", precision="int8")
+    for values in ({"dataset": "me/mine"}, {"parameter_set": "hub"}):
+        with pytest.raises(ValueError, match="token-classification: .*@COMMIT"):
+            workspace.notebook_job("token-classification", **values)
+    pinned = f"lhoestq/conll2003@{'a' * 40}"
+    job = workspace.notebook_job("token-classification", "hub", dataset=pinned)
+    assert job.inputs["dataset"]._data == pinned
+
+
+@pytest.mark.parametrize("options, said", [
+    ({"task": "fil-mask"}, "task: 'fil-mask' is not one of fill-mask, text-class"),
+    ({"precision": "int8"}, "precision: .*int8"), ({"checkpoint": ""}, "checkpoint: "),
+    ({"checkpoint": "./absent"}, "checkpoint: no folder ./absent")])
+def test_deployments_refuse_what_their_scripts_would(options, said):
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        workspace.online(**options)
+    if "task" not in options:
+        with pytest.raises((ValueError, FileNotFoundError), match=said):
+            workspace.batch(**options)
+
+
+def test_deployments_take_precision_top_k_probes_and_a_local_checkpoint(tmp_path):
+    _, deployment = workspace.batch(precision="bf16", top_k=7)
+    assert deployment.settings.environment_variables == {"PRECISION": "bf16", "TOP_K": "7"}
+    with pytest.raises(ValueError, match="top_k"):
+        workspace.batch(top_k=0)
+    _, deployment = workspace.online(precision="bf16", **{
+        "liveness_probe.initial_delay": 60, "readiness_probe.period": 5,
+        "environment_variables.MAX_TEXTS": 10})
+    assert deployment.liveness_probe.initial_delay == 60
+    assert (deployment.readiness_probe.period, deployment.readiness_probe.timeout) == (5, 2)
+    assert deployment.environment_variables == {
+        "TASK": "fill-mask", "PRECISION": "bf16", "MAX_TEXTS": "10", "CHECKPOINT": "embedded"}
+
+    for embedded in (PROJECT / "samples/checkpoints").iterdir():
+        if embedded.is_dir():
+            (tmp_path / "my model_1").symlink_to(embedded)
+    _, deployment = workspace.online(checkpoint=str(tmp_path / "my model_1"))
+    workspace.validate(deployment)
+    assert "CHECKPOINT" not in deployment.environment_variables
+    assert deployment.model.name.endswith("-my-model-1")
+
+
+@pytest.mark.parametrize("build", [
+    lambda **values: workspace.notebook_job("emotion-detection", **values),
+    lambda **values: workspace.distributed_job("text-classification", **values),
+    lambda **values: workspace.pipeline_job("text-classification", **values)])
+def test_local_data_must_lie_in_the_snapshot(build, tmp_path, capsys, monkeypatch):
+    inside = PROJECT / "samples" / "data" / "emotion"
+    for given in (str(inside), "samples/data/emotion", "./samples/data/emotion"):
+        job = build(dataset=given)
+        assert job.inputs["dataset"]._data == "samples/data/emotion"
+        workspace.validate(job)
+    monkeypatch.chdir(inside)
+    assert build(dataset="./train.jsonl").inputs["dataset"]._data.endswith("emotion/train.jsonl")
+
+    (tmp_path / "mine.csv").write_text("text,label\n")
+    for given, said in ((str(tmp_path / "mine.csv"), "not uploaded"), ("./absent", "there is no"),
+                        (str(PROJECT / "tests"), "tests is not uploaded")):
+        job = build(dataset=given, checkpoint="embedded")
+        with pytest.raises(ValueError, match=f"dataset: .*{said}"):
+            workspace.validate(job)
+        capsys.readouterr()
+        workspace.show(job)  # offline it is only said: the notebook itself can use it
+        assert re.search(f"not yet for Azure ML: dataset: .*{said}", capsys.readouterr().out)
+
+
+def test_three_ways_to_fine_tune_are_shown_readably(capsys):
+    workspace.show(workspace.notebook_job("emotion-detection", epochs=1.0),
+                   workspace.distributed_job("text-classification", epochs=1.0),
+                   workspace.pipeline_job("text-classification", epochs=1.0))
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[:3] == [
+        "job emotion-detection: 1 node(s) of distilbert-cpu",
+        "job distributed-text-classification: 2 node(s) of distilbert-gpu",
+        "job fine-tuning: prepare, train, evaluate, register on distilbert-cpu"]
+    assert len(printed.splitlines()) < 110
+    [_, _, _, pipeline] = printed.split("---\n")
+    assert yaml.safe_load(pipeline)["jobs"]["train"]["inputs"]["epochs"] == \
+        "${{parent.inputs.epochs}}"
 
 
 @pytest.mark.parametrize("path", PARAMETERS, ids=lambda path: f"{path.parent.name}-{path.stem}")

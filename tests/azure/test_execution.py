@@ -105,10 +105,9 @@ def test_batch_endpoint_makes_a_pair_for_every_file(plane, client, machine, tiny
     assert plane.living() == []
 
 
-def test_distributed_job_trains_in_two_processes(plane, client, machine, tiny_checkpoint,
-                                                 tmp_path):
+def test_distributed_job_trains_in_two_processes(plane, client, machine, tmp_path):
     job = workspace.distributed_job(
-        "text-classification", nodes=2, checkpoint=str(tiny_checkpoint), epochs=1.0,
+        "text-classification", nodes=2, dataset=str(PROJECT / "samples/data/emotion"), epochs=1.0,
         max_train_samples=32, max_eval_samples=16, batch_size=8)
     try:
         workspace.run(client, job, tmp_path / "results")
@@ -119,9 +118,9 @@ def test_distributed_job_trains_in_two_processes(plane, client, machine, tiny_ch
     assert list((tmp_path / "results").rglob("results/model/model.safetensors"))
 
 
-def test_pipeline_prepares_trains_evaluates_and_registers(plane, client, machine, tiny_checkpoint):
+def test_pipeline_prepares_trains_evaluates_and_registers(plane, client, machine):
     job = workspace.pipeline_job(
-        "text-classification", checkpoint=str(tiny_checkpoint), epochs=1.0, batch_size=16,
+        "text-classification", precision="fp32", epochs=1.0, batch_size=16,
         max_train_samples=32, model_name="emotion")
     try:
         done = workspace.run(client, job)

@@ -8,7 +8,7 @@ import pytest
 from tests.azure.conftest import PROJECT
 
 PATTERNS = {
-    "subscription or tenant": r"\b(?!0{8}-|1{8}-)[0-9a-f]{8}-[0-9a-f]{4}-[1-5][0-9a-f]{3}-"
+    "subscription or tenant": r"(?i)\b(?!0{8}-|1{8}-)[0-9a-f]{8}-[0-9a-f]{4}-[1-5][0-9a-f]{3}-"
                               r"[89ab][0-9a-f]{3}-[0-9a-f]{12}\b",
     "storage key": r"\b[A-Za-z0-9+/]{86}==",
     "signature of an address": r"[?&]sig=[A-Za-z0-9%+/=]{20,}",
@@ -17,8 +17,9 @@ PATTERNS = {
     "token of GitHub": r"\bgh[pousr]_[A-Za-z0-9]{30,}",
     "private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
     "account key": r"AccountKey=[A-Za-z0-9+/=]{20,}",
-    "host of a real endpoint": r"[\w-]+\.(?:inference\.ml\.azure|blob\.core\.windows|"
-                               r"vault\.azure|azurecr)\.(?:com|net|io)\b",
+    "host of a real endpoint": r"[\w-]+\.(?:inference\.ml\.azure|api\.azureml|"
+                               r"(?:blob|dfs|file)\.core\.windows|vault\.azure|azurecr)"
+                               r"\.(?:com|net|io|ms)\b",
 }
 BINARY = {".safetensors", ".png", ".parquet", ".ico", ".gz", ".onnx"}
 
@@ -55,6 +56,9 @@ def test_no_file_holds_a_secret():
     "subscription: 5f0c1a2e" + "-1d3b-4c5d-9e8f-0123456789ab", "A" * 43 + "b" * 43 + "==",
     "https://x/y?sv=1&sig=" + "a" * 40, "eyJhbGciOiJub25l" + ".eyJhdWQiOiJodHRw.x",
     "hf_" + "a" * 34, "ghp_" + "b" * 36, "-----BEGIN " + "PRIVATE KEY-----",
-    "AccountKey=" + "c" * 40, "https://fill-mask.westeurope.inference.ml.azure" + ".com/score"])
+    "subscription: 5F0C1A2E" + "-1D3B-4C5D-9E8F-0123456789AB",
+    "https://westeurope.api.azureml" + ".ms/x", "abfss://c@lake.dfs.core" + ".windows.net/x",
+    "https://store.file.core" + ".windows.net/x", "AccountKey=" + "c" * 40,
+    "https://fill-mask.westeurope.inference.ml.azure" + ".com/score"])
 def test_the_test_finds_what_it_looks_for(text):
     assert findings(text)

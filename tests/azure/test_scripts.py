@@ -23,11 +23,8 @@ def shell(tmp_path):
     project = tmp_path / "project"
     shutil.copytree(PROJECT / "cli", project / "cli",
                     ignore=shutil.ignore_patterns("__pycache__"))
-    for name in NAMES:  # files that the notebooks' authors own
-        for kind in ("embedded", "hub"):
-            path = project / "cli" / "parameters" / kind / f"{name}.yml"
-            if not path.exists():
-                path.write_text("checkpoint: embedded\n")
+    for name in ("notebooks", "helpers", "samples", ".amlignore"):  # read, never written
+        (project / name).symlink_to(PROJECT / name)
     (tmp_path / "bin").mkdir()
     az = tmp_path / "bin" / "az"
     stand_in = Path(__file__).with_name("stand_in_az.py")
@@ -93,7 +90,8 @@ def test_every_file_and_override_is_what_azure_ai_ml_accepts(shell, name):
             "batch-endpoint": ml.load_batch_endpoint,
             "batch-deployment": load_model_batch_deployment}
     notebook = name not in NAMES[:2]
-    done = shell(name, *(("-p", "seed=3", "-p", "precision=bf16") if notebook else ()))
+    done = shell(name, *(("-p", "seed=3") if notebook else ()), "-p", "precision=bf16",
+                 *(("-p", "top_k=3") if "batch" in name else ()))
     seen = 0
     for verb, given in done.calls:
         if "--file" not in given:
@@ -103,6 +101,10 @@ def test_every_file_and_override_is_what_azure_ai_ml_accepts(shell, name):
             dict([value.split("=", 1)]) for value in given["--set"]])
         workspace.validate(thing)
         seen += 1
+        if verb == "online-deployment create":
+            assert thing.environment_variables["PRECISION"] == "bf16"
+        if verb == "batch-deployment create":
+            assert thing.settings.environment_variables == {"PRECISION": "bf16", "TOP_K": "3"}
         if verb == "job create":
             assert '-p seed "${{inputs.seed}}" -p precision "${{inputs.precision}}" -p output_dir' \
                 in thing.command
@@ -120,14 +122,16 @@ def test_shell_and_python_make_the_same_job(shell):
     given = next(given for verb, given in done.calls if verb == "job create")
     ours = load_job(PROJECT / "cli" / "notebook-job.yml", params_override=[
         dict([value.split("=", 1)]) for value in given["--set"]])
-    theirs = workspace._job(
-        "notebook-job", "-p ", {"epochs": 1.0, "seed": 3}, display_name="emotion-detection",
-        **{"inputs.notebook": "emotion-detection", "inputs.parameter_set": "embedded"})
+    theirs = workspace.notebook_job("emotion-detection", epochs=1.0, seed=3)
+    cluster = next(given["--name"] for verb, given in done.calls if verb == "compute create")
+    assert ours.compute == cluster
+    theirs.compute = ours.compute
     assert workspace.to_yaml(ours) == workspace.to_yaml(theirs)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("how", ["refused", "lost", "interrupt"])
+@pytest.mark.parametrize("how, name", [
+    *((how, name) for how in ("refused", "lost", "interrupt") for name in NAMES),
+    *(("term", name) for name in NAMES[:3])])  # the others are like the third
 def test_stopped_at_each_step_it_cleans_up(shell, name, how):
     clean = shell(name)
     for step, (verb, _) in enumerate(clean.calls, 1):
@@ -135,7 +139,7 @@ def test_stopped_at_each_step_it_cleans_up(shell, name, how):
         where = f"{how} at call {step} ({verb})"
         assert done.left == [], f"{where} left {done.left}"
         if verb.endswith("delete"):  # tried again
-            assert done.returncode == 0 or how == "interrupt", f"{where}: {done.stderr}"
+            assert done.returncode == 0 or how in ("interrupt", "term"), f"{where}: {done.stderr}"
         else:
             assert done.returncode != 0, f"{where}: went unnoticed"
         kinds = {verb.split()[0] for verb, _ in done.calls if verb.endswith("create")}
@@ -149,7 +153,7 @@ def test_deletion_that_never_works_is_said(shell, tmp_path):
     text = stand_in.read_text()
     stand_in.write_text(text.replace(
         "exec", 'case "$*" in *"online-endpoint delete"*) exit 1;; esac\nexec'))
-    done = shell("fill-mask-online-endpoint")
+    done = shell("fill-mask-online-endpoint", CLEAN_UP_SECONDS="0")
     assert done.returncode == 1
     assert re.search("NOT DELETED and still billed: .*\n  az ml online-endpoint delete",
                      done.stderr)
@@ -191,10 +195,109 @@ def test_help(shell, name):
 
 @pytest.mark.parametrize("options, said", [
     (("--wrong",), "unknown option --wrong"), (("--parameters", "none"), "embedded or hub"),
-    (("-p", "epochs"), "write NAME=VALUE"), (("--workspace",), "needs a value")])
+    (("-p", "epochs"), "write NAME=VALUE"), (("--workspace",), "needs a value"),
+    (("-p", "eppochs=1"), "no parameter eppochs; there are: checkpoint"),
+    (("-p", "azure=false"), "write True or False"), (("-p", "seed="), "give a value"),
+    (("-p", "precision=int8"), "give fp32 or bf16"),
+    (("-p", "dataset=me/mine"), "give -p dataset=me/mine@COMMIT"),
+    (("-p", "dataset=me/mine@main"), "give -p dataset=me/mine@COMMIT"),
+    (("-p", "dataset=/tmp"), "/tmp is not uploaded with the job"),
+    (("-p", "dataset=./absent"), "./absent is not uploaded with the job")])
 def test_wrong_usage(shell, options, said):
     done = shell("emotion-detection", *options)
     assert done.returncode == 2 and said in done.stderr and done.calls == []
+
+
+@pytest.mark.parametrize("name, options, said", [
+    ("fill-mask-online-endpoint", ("-p", "top_k=3"), "no parameter top_k; there are: checkpoint p"),
+    ("fill-mask-online-endpoint", ("-p", "precision=int8"), "give fp32 or bf16"),
+    ("fill-mask-online-endpoint", ("--checkpoint", "./mine"), "helpers.workspace.online"),
+    ("fill-mask-batch-endpoint", ("-p", "top_k=0"), "a whole number of at least 1"),
+    ("fill-mask-batch-endpoint", ("-p", "seed=0"), "no parameter seed"),
+    ("token-classification", ("--parameters", "hub"), "give -p dataset=lhoestq/conll2003@COMMIT")])
+def test_wrong_parameters(shell, name, options, said):
+    done = shell(name, *options)
+    assert done.returncode == 2 and said in done.stderr and done.calls == []
+
+
+@pytest.mark.parametrize("options, said", [
+    (("-p", "epochs=many"), "epochs: "), (("-p", "batch_size=0"), "batch_size: ")])
+def test_with_python_at_hand_types_and_ranges_are_checked_too(shell, options, said):
+    done = shell("emotion-detection", *options, PYTHON=sys.executable)
+    assert done.returncode == 2 and said in done.stderr and done.calls == []
+
+
+@pytest.mark.parametrize("arguments, said", [
+    ((), None), (("-p", "epochs", "1", "-p", "azure", "False"), None),
+    (("-p", "eppochs", "1"), "no parameter eppochs"), (("-p", "azure", "false"), "write False"),
+    (("-p", "dataset", "me/mine"), "me/mine")])
+def test_a_job_begins_with_the_same_check(arguments, said):
+    done = subprocess.run(
+        [sys.executable, str(PROJECT / "cli/pipeline_steps.py"), "check", "--notebook",
+         "emotion-detection", "--parameters", "embedded", *arguments, "-p", "output_dir", "/x"],
+        capture_output=True, text=True)
+    assert (done.returncode, said is None or said in done.stderr) == (2 if said else 0, True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_hub(shell, name, tmp_path):
+    commit = ("-p", f"dataset=lhoestq/conll2003@{'a' * 40}") if name == NAMES[3] else ()
+    python = tmp_path / "bin" / "python"  # finds the checkpoint without a network
+    python.write_text(f"#!/bin/sh\necho {tmp_path}\n")
+    python.chmod(0o755)
+    done = shell(name, "--parameters", "hub", *commit, PYTHON=str(python))
+    assert done.returncode == 0, done.stderr
+    settings = [value for _, given in done.calls for value in given.get("--set", ())]
+    if name == NAMES[0]:
+        assert "environment_variables.CHECKPOINT=distilbert-base-uncased" in settings
+    elif name == NAMES[1]:
+        assert {"model.name=distilbert-base-uncased", f"model.path={tmp_path}"} < set(settings)
+    else:
+        assert "inputs.parameter_set=hub" in settings
+    if name in NAMES[2:5]:  # the file says bf16
+        assert "environment_variables.PRECISION=bf16" in settings
+
+
+@pytest.mark.parametrize("option", ["./mine_1", "mine_1/", "owner/mine_1"])
+def test_checkpoint_is_registered_under_the_same_name_as_from_python(shell, tmp_path, option):
+    from helpers import workspace
+
+    python = tmp_path / "bin" / "python"
+    python.write_text(f"#!/bin/sh\necho {tmp_path}\n")
+    python.chmod(0o755)
+    done = shell("fill-mask-batch-endpoint", "--checkpoint", option, PYTHON=str(python))
+    [name] = [value for _, given in done.calls for value in given.get("--set", ())
+              if value.startswith("model.name=")]
+    assert name == f"model.name={workspace.model_name(option)}"
+    assert re.fullmatch("model.name=[A-Za-z0-9][A-Za-z0-9-]*[A-Za-z0-9]", name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_whole_plan_is_said_before_anything_is_created(shell, name):
+    clean = shell(name)
+    first = next(number for number, (verb, _) in enumerate(clean.calls, 1)
+                 if verb.endswith("create"))
+    said = shell(name, FAIL_AT=str(first), HOW="refused").stdout
+    verbs = [verb for verb, _ in clean.calls]
+    for verb, line in (("compute create", "0 to 3 x Standard_DS3_v2"),
+                       ("job create", ": 1 node of distilbert-cpu-"),
+                       ("online-deployment create", "1 x Standard_DS2_v2, billed until"),
+                       ("batch-deployment create", "endpoint fill-mask-batch-")):
+        assert (line in said) == (verb in verbs), f"{verb}: {said}"
+
+
+def test_two_runs_have_a_cluster_each(shell):
+    names = {given["--name"] for _ in range(2) for verb, given in
+             shell("evaluate-model-fill-mask").calls if verb == "compute create"}
+    assert len(names) == 2 and all(name.startswith("distilbert-cpu-") for name in names)
+
+
+def test_arrays_that_may_be_empty_are_expanded_as_old_bash_can():
+    """bash 3.2, that of macOS, takes an empty array for an unset variable."""
+    never_empty = {"where", "settings", "arguments"}
+    for path in (PROJECT / "cli").glob("*.sh"):
+        plain = set(re.findall(r'(?<!\+)"\$\{(\w+)\[@\]\}"', path.read_text()))
+        assert plain <= never_empty, path.name
 
 
 def test_no_workspace_is_one_sentence(shell, tmp_path):
