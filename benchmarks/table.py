@@ -116,7 +116,8 @@ UPDATE = "the update of all weights takes as long whatever the padding"
 BARS = (
     Bar("fill-mask in bulk", "ours, fp32 over pipeline.*", 2.2, why=PRODUCTS),
     Bar("fill-mask in bulk", "ours, bf16 over pipeline.*", 4.5, why=REST),
-    Bar("fill-mask in bulk", "ours, int8 over pipeline.*", 8, why=f"{REST}; see benchmarks/int8.py"),
+    Bar("fill-mask in bulk", "ours, int8 over pipeline.*", 8,
+        why=f"{REST}; what was tried: benchmarks/int8.py"),
     Bar("online", "ours, 1 clients over pipeline.*: p50, ms", 2,
         why="HTTP and JSON take as long on both sides"),
     Bar("online", "ours, 8 clients over mlflow.*: requests/s", 4,

@@ -461,7 +461,7 @@ def test_bars(task, metric, value, high, bar, said):
 
 
 def test_every_bar_is_of_a_row_that_runs():
-    """BARS has the names that the functions write: a renamed side would lose its bar."""
+    """BARS has the names that functions write: a renamed side would lose its bar."""
     script = {task: f"{name}, padding to {length}, fp32" if length else training_speed.DYNAMIC
               for task, (name, length) in training_speed.SCRIPTS.items()}
     ratios = {"fill-mask in bulk": [f"ours, {name} over pipeline, batches of 8: texts/s"
@@ -510,4 +510,5 @@ def test_readme_and_card_are_in_step_with_the_results():
     assert {name for _, name, _ in table.BLOCK.findall(text)} == set(table.TABLES)
     for page in table.FILES:
         text = page.read_text(encoding="utf-8")
-        assert table.render(text, results.load()) == text, f"{page.name}: python -m benchmarks.table"
+        assert table.render(text, results.load()) == text, \
+            f"{page.name}: python -m benchmarks.table"
