@@ -21,7 +21,7 @@ run: $(READY) ## execute every notebook (NOTEBOOK=name, PARAMS="-p epochs 1", PA
 	@$(BIN)/python -m helpers.runner $(if $(NOTEBOOK),--notebook $(NOTEBOOK)) \
 	  $(if $(PARAMETERS),--parameters $(PARAMETERS)) $(PARAMS)
 
-test: $(READY) ## all tests, about 15 minutes on two quiet cores
+test: $(READY) ## all tests, about 20 minutes on two quiet cores
 	@$(BIN)/python -m pytest
 
 soak: $(READY) ## what takes longer than make test: kills, volumes, fault rounds
