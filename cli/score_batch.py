@@ -63,7 +63,7 @@ def return_memory():
     more than 100 MB. Other C libraries have no such setting.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).mallopt(-3, 2**16)  # M_MMAP_THRESHOLD, in bytes
+        ctypes.CDLL(None).mallopt(-3, 2**20)  # M_MMAP_THRESHOLD, in bytes
 
 
 def run(mini_batch):
