@@ -345,6 +345,7 @@ def test_start(tiny_checkpoint):
     assert_conditions(found, 2)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name, sizes", [
     ("fine-tuning-emotion-base", {"rows": 2, "batch_size": 2, "rounds": 1}),
     ("batch-base", {"rows": 4, "rounds": 1, "workers": (1,)}), ("start-base", {"rounds": 1})])
