@@ -9,6 +9,7 @@ import os
 import re
 from pathlib import Path
 
+from helpers import parameters
 from helpers.report import PROJECT
 
 EMBEDDED = PROJECT / "samples" / "checkpoints" / "distilbert-mini-uncased"
@@ -34,7 +35,7 @@ def find(checkpoint: str = "embedded", revision: str | None = None) -> Path:
         return _complete(EMBEDDED)
     if Path(checkpoint).expanduser().is_dir():
         return _complete(Path(checkpoint).expanduser().resolve())
-    if checkpoint.count("/") > 1 or checkpoint.startswith((".", "/", "~")):
+    if parameters.is_path(checkpoint):
         raise FileNotFoundError(f"checkpoint: no folder {checkpoint}; give an existing folder, "
                                 "embedded, or a name on the Hub")
     name = f"{OWNERS[checkpoint]}/{checkpoint}" if checkpoint in OWNERS else checkpoint

@@ -86,7 +86,7 @@ def load(dataset: str, task: str, revision: str | None = None,
     path = EMBEDDED / embedded if dataset == "embedded" else Path(dataset).expanduser()
     if path.exists():
         splits = _files(path, task)
-    elif dataset.startswith((".", "/", "~")) or path.suffix in READERS or dataset.count("/") != 1:
+    elif not on_hub(dataset):
         raise FileNotFoundError(f"dataset: no folder or file {path}; give an existing one, "
                                 "embedded, or a name on the Hub (owner/name)")
     else:
@@ -102,6 +102,19 @@ def load(dataset: str, task: str, revision: str | None = None,
             order = np.random.default_rng(seed).permutation(len(data[name]))
             data[name] = data[name].select(np.sort(order[:most]))
     return DatasetDict({name: data[name] for name in SPLITS})
+
+
+def on_hub(dataset: str) -> bool:
+    """Whether a data set is given by its name on the Hub."""
+    return ("/" in dataset and not parameters.is_path(dataset)
+            and Path(dataset).suffix not in READERS)
+
+
+def pinned(dataset: str, revision: str | None = None) -> tuple[str, str | None]:
+    """Name and full commit of a data set on the Hub; no commit where none is pinned anywhere."""
+    name, _, commit = dataset.partition("@")
+    commit = revision or commit or REVISIONS.get(name, "")
+    return name, commit if re.fullmatch("[0-9a-f]{40}", commit) else None
 
 
 def _mapping(columns: Mapping[str, str] | str | None, known: list[str]) -> dict[str, str]:
@@ -332,11 +345,10 @@ def _hub(name: str, revision: str | None) -> dict[str, list[Part]]:
     """Load a Hub data set at one commit; what is in the cache needs no network."""
     from datasets import exceptions, load_dataset
 
-    name, _, commit = name.partition("@")
-    revision = revision or commit or REVISIONS.get(name)
-    if revision is None or not re.fullmatch("[0-9a-f]{40}", revision):
+    given, (name, revision) = revision or name, pinned(name, revision)
+    if revision is None:
         raise ValueError(f"revision: {name} needs the full commit of the Hub data set (40 hex "
-                         f"digits, on its page under Files, History), got {revision!r}; pass "
+                         f"digits, on its page under Files, History), got {given!r}; pass "
                          f"revision=, or write {name}@COMMIT")
     try:
         found = load_dataset(name, revision=revision)

@@ -6,7 +6,6 @@
 import argparse
 import hashlib
 import os
-import re
 import sys
 import time
 from pathlib import Path
@@ -55,14 +54,12 @@ def unpinned(dataset: str) -> str | None:
 
     What `data.load` would say, before anything has run.
     """
-    if dataset.count("/") != 1 or dataset.startswith((".", "/", "~")) \
-            or (PROJECT / dataset).exists():  # notebooks run in the project's folder
+    if "/" not in dataset or parameters.is_path(dataset):
         return None
     from helpers import data  # brings in the datasets library, which takes seconds
 
-    name, _, commit = dataset.partition("@")
-    if Path(dataset).suffix in data.READERS or \
-            re.fullmatch("[0-9a-f]{40}", commit or data.REVISIONS.get(name, "")):
+    name, commit = data.pinned(dataset)
+    if commit or not data.on_hub(dataset):
         return None
     return (f"dataset: no folder {dataset} is here, and as a name on the Hub it needs its commit "
             f"(40 hex digits); run it alone with -p dataset {name}@COMMIT")
