@@ -107,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from transformers import logging
 
-    from benchmarks import results, table
+    from benchmarks import cells, results, table
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
         save(name, measured, seconds, file)
         for one in measured:
             for line in one.lines:
-                print(f"  {line.metric}: {table.figure(line._asdict())}")
+                print(f"  {line.metric}: {cells.figure(line._asdict())}")
         print(f"  {seconds:.0f} s", flush=True)
     if not options.results:
         table.write()

@@ -1,6 +1,7 @@
 """Every row of the benchmarks at tiny size: it runs, and both sides computed the same thing."""
 
 import json
+import re
 import shutil
 from contextlib import contextmanager
 
@@ -8,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import (__main__ as bench, agreement, batch, bulk, evaluating, finetuning, harness,
-                        int8, online, results, start, table, training_speed)
+from benchmarks import (__main__ as bench, agreement, bars, batch, bulk, cells, details, evaluating,
+                        finetuning, harness, int8, online, results, start, table, training_speed)
 from helpers import checkpoints, data, evaluation, tasks
 
 
@@ -420,24 +421,48 @@ def some(task, metric, value, low=None, high=None, seed=0, data="here"):
             "hardware": "a processor", "seconds": 1, "commit": "x", "checkpoint_sha256": None}
 
 
+BLOCKS = "a\n" + "b\n".join(f"<!-- table:{name} -->\nold\n<!-- /table -->\n"
+                            for name in table.TABLES)
+
+
 def test_tables():
-    rows = [some("batch", "ours: rows/s", 300.0, 290.0, 310.0),
-            some("batch", "theirs: rows/s", 100.0),
-            some("batch", "ours over theirs: rows/s", 3.0, 2.9, 3.1),
-            some("fill-mask", "accuracy@1", 0.4321, 0.4, 0.45),
-            *(some("text-classification", "accuracy", 0.9 + seed / 100, seed=seed)
+    fitted = "dair-ai/emotion (distilbert-mini-uncased, 16000 training rows)"
+    rows = [some("batch", "ours, 1 process: rows/s", 300.0, 290.0, 310.0),
+            some("batch", "pipeline: rows/s", 100.0),
+            some("batch", "ours, 1 process over pipeline: rows/s", 3.0, 2.9, 3.1),
+            some("batch", "ours, 2 processes over pipeline: rows/s", 4.0),  # has no bar
+            some("fill-mask", "accuracy@10", 0.6, 0.5, 0.7),
+            some("fill-mask", "accuracy@5", 0.4321, 0.4, 0.45),
+            some("fill-mask, 3 layers", "accuracy@5", 0.2),
+            some("fill-mask, unigram baseline", "accuracy@5", 0.1),
+            some("fill-mask, all layers - 3 layers", "accuracy@5", 0.2321),
+            *(some("text-classification", "accuracy", 0.9 + seed / 100, seed=seed, data=fitted)
               for seed in range(3))]
-    text = "a\n<!-- table:speed -->\nold\n<!-- /table -->\nb\n<!-- table:checkpoint -->\n" \
-           "<!-- /table -->\n<!-- table:finetuning -->\n<!-- /table -->"
-    new = table.render(text, rows)
-    assert "| batch | here | ours | theirs | rows/s | 300 | 100 | 3.00 (2.90 to 3.10) |  |  |  |" \
-        in new
-    assert "| fill-mask | here | test | accuracy@1 | 0.432 (0.400 to 0.450) | 1,000 | 1 |" in new
-    assert "| accuracy | 0.910 (0.900 to 0.920) | 1,000 | 3 |" in new
-    measured, published = new.split("**not measured here**")  # what others report, and where
-    assert "Sanh" not in measured and "| f1 | 85.8 | DistilBERT | Sanh et al. 2019" in published
+    new = table.render(BLOCKS, rows)
+    shown = dict(re.findall(r"<!-- table:([\w-]+) -->\n(.*?)<!-- /table -->", new, re.DOTALL))
+    assert "| batch | here | ours, 1 process | pipeline | rows/s | 300 | 100 | " \
+        "3.00 (2.90 to 3.10) | 3.00 | reached |  |" in shown["speed-details"]
+    assert "| batch: rows/s | here | ours, 1 process | pipeline | 3.00 (2.90 to 3.10) | 3.00 | " \
+        "reached |" in shown["speed"]
+    assert "2 processes" in shown["speed-details"] and "2 processes" not in shown["speed"]
+    head, _, *lines = shown["checkpoint"].strip().splitlines()
+    assert head == "| on | metric | rows | distilbert-mini-uncased | 3 of its layers | " \
+        "the most frequent words |"
+    assert lines[:2] == [
+        "| here | accuracy@5 | 1,000 | 0.432 (0.400 to 0.450) | 0.200 | 0.100 |",
+        "| here | accuracy@10 | 1,000 | 0.600 (0.500 to 0.700) |  |  |"]
+    assert "| fill-mask, all layers - 3 layers | here | test | accuracy@5 | 0.232 | 1,000 | 1 |" \
+        in shown["quality-details"]
+    assert f"| {fitted} | test | accuracy | 0.910 (0.900 to 0.920) | 1,000 | 3 |" \
+        in shown["quality-details"]
+    assert "| dair-ai/emotion | test | 16,000 | accuracy | 0.910 (0.900 to 0.920), 3 seeds |  |" \
+        in shown["finetuning"]
+    # what others report, and where
+    assert "| rajpurkar/squad | validation | all | f1 |  | 85.8 [2]; 86.9 [3] |" \
+        in shown["finetuning"] and "[2] Sanh et al. 2019, table 2" in shown["finetuning"]
     assert "old" not in new and new.startswith("a\n") and table.render(new, rows) == new
-    assert "Not measured yet" in table.render(text, [])
+    empty = table.render(BLOCKS, [])
+    assert empty.count("Not measured yet") == len(table.TABLES)
     with pytest.raises(ValueError, match="table:none .*no such table"):
         table.render("<!-- table:none -->\n<!-- /table -->", rows)
 
@@ -446,7 +471,7 @@ def test_tables():
     ("fill-mask in bulk", "ours, fp32 over pipeline, batches of 8: texts/s", 2.3, 2.4, "2.20",
      "reached"),
     ("fill-mask in bulk", "ours, bf16 over pipeline, batches of 8: texts/s", 4.4, 4.6, "4.50",
-     "missed: " + table.REST),
+     "missed: " + bars.REST),
     ("online", "ours, 1 clients over pipeline, 1 clients: p50, ms", 2.0, 2.1, "2.00", "reached"),
     ("online", "ours, 8 clients over mlflow, 8 clients: p50, ms", 1.0, 2.1, "", ""),
     ("online", "ours: failed requests", 1.0, None, "at most 0", "missed"),
@@ -458,7 +483,7 @@ def test_tables():
      1.0, 1.0, "", "")])
 def test_bars(task, metric, value, high, bar, said):
     row = some(task, metric, value, value if high else None, high)
-    assert table.verdict(row) == [bar, said]
+    assert bars.verdict(row) == [bar, said]
 
 
 def test_every_bar_is_of_a_row_that_runs():
@@ -473,7 +498,7 @@ def test_every_bar_is_of_a_row_that_runs():
               "batch": [f"{batch.OURS.format(1, '')} over {batch.THEIRS.format(8)}: rows/s"]}
     for task, metrics in ratios.items():
         for metric in metrics:
-            assert table.find_bar(some(task, metric, 1.0)), metric
+            assert bars.find_bar(some(task, metric, 1.0)), metric
 
 
 def test_table_of_speed_shows_what_was_measured():
@@ -486,7 +511,7 @@ def test_table_of_speed_shows_what_was_measured():
             some("online", "matrix-multiply rate, fp32, GFLOP/s", 123.0),
             some("time to metric, x", "ours, fp32: f1", 0.8, 0.7, 0.9),
             some("start", "ours: import torch, s", 1.5)]
-    shown = table.speed(rows)
+    shown = details.speed(rows)
     for line in ("| here | ours, 8 clients |  |  | 12.0 (11.0 to 13.0) |  |",
                  "| online | here | ours: failed requests | 0 | at most 0 | reached |",
                  "| online | here | ours: 512 | fp32: 123 |",
@@ -496,19 +521,20 @@ def test_table_of_speed_shows_what_was_measured():
                  "int8: same first word as fp32, 0.970 (bar: 0.980)."):
         assert line in shown, line
     reached = [dict(row, value=9.0) if "int8" in row["metric"] else row for row in rows]
-    assert "int8 reaches every bar" in table.speed(reached)
+    assert "int8 reaches every bar" in details.speed(reached)
 
 
 @pytest.mark.parametrize("value, shown", [(1e-7, "1e-07"), (0.5, "0.500"), (3, "3.00"),
                                           (12.34, "12.3"), (99.97, "100"), (1234.5, "1,234"),
                                           (0, "0")])
 def test_numbers(value, shown):
-    assert table.number(value) == shown
+    assert cells.number(value) == shown
 
 
 def test_readme_and_card_are_in_step_with_the_results():
-    text = table.README.read_text(encoding="utf-8")
-    assert {name for _, name, _ in table.BLOCK.findall(text)} == set(table.TABLES)
+    used = {name for page in table.FILES
+            for _, name, _ in table.BLOCK.findall(page.read_text(encoding="utf-8"))}
+    assert used == set(table.TABLES)
     for page in table.FILES:
         text = page.read_text(encoding="utf-8")
         assert table.render(text, results.load()) == text, \

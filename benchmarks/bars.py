@@ -1,0 +1,78 @@
+"""What a figure is to reach, and whether it does."""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from benchmarks.cells import number
+
+
+class Bar(NamedTuple):
+    """What a figure is to reach: `least`, or at most `most`; `why` is said where it does not."""
+
+    task: str
+    metric: str
+    least: float | None = None
+    most: float | None = None
+    why: str = ""
+
+
+PRODUCTS = "both sides do the encoder's products in the same kernels; the rest alone can be saved"
+REST = "the products get quicker; softmax, norms, rounding and spelling the words do not"
+UPDATE = "the update of all weights takes as long whatever the padding"
+# Task and metric are patterns of the whole name; the first that fits counts.
+BARS = (
+    Bar("fill-mask in bulk", "ours, fp32 over pipeline.*", 2.2, why=PRODUCTS),
+    Bar("fill-mask in bulk", "ours, bf16 over pipeline.*", 4.5, why=REST),
+    Bar("fill-mask in bulk", "ours, int8 over pipeline.*", 8,
+        why=f"{REST}; what was tried: benchmarks/int8.py"),
+    Bar("online", "ours, 1 clients over pipeline.*: p50, ms", 2,
+        why="HTTP and JSON take as long on both sides"),
+    Bar("online", "ours, 8 clients over mlflow.*: requests/s", 4,
+        why="mlflow answers less: the first word alone, without its score"),
+    Bar("online", "ours: failed requests", most=0),
+    Bar("fine-tuning, text-classification", "ours.* over run_.*", 3, why=UPDATE),
+    Bar("fine-tuning, token-classification", "ours.* over .*", 1.2, why=UPDATE),
+    Bar("fine-tuning, question-answering", "ours.* over run_.*", 1.8,
+        why="windows of long contexts leave less padding to save"),
+    Bar("evaluation speed", "ours.* over pipeline, one at a time.*", 6, why=PRODUCTS),
+    Bar("evaluation speed", "ours.* over pipeline, batches.*", 2, why=PRODUCTS),
+    Bar("batch", "ours, 1 process over .*", 3,
+        why="the start of Python and torch is a part of both sides"),
+    Bar("start", "ours over pipeline.*", 1,
+        why="nearly all of it is the import of the same torch and transformers"),
+    Bar("time to metric, .*", "ours.* less .*", 0, why="more than one standard error below"),
+    Bar("fast formats on real text", "bf16: same first word.*", 0.99, why=""),
+    Bar("fast formats on real text", "int8: same first word.*", 0.98,
+        why="rounding moves words that are nearly as likely"),
+    Bar("fast formats on real text", "int8: accuracy@1 less fp32's", -0.005, why=""),
+    Bar(".*", "ours, (fp32|1 process|2 processes): largest difference of a score", most=1e-5),
+    Bar(".*", "ours, (fp32|1 process|2 processes): same .*", 1,
+        why="candidates with the same score change places"),
+)
+# Where a run's own spread decides: no slower, no worse, as far as it can tell.
+BY_SPREAD = ("start", "time to metric, ")
+
+
+def find_bar(row: Mapping) -> Bar | None:
+    """The bar of this figure, if it has one."""
+    return next((bar for bar in BARS if re.fullmatch(bar.task, row["task"])
+                 and re.fullmatch(bar.metric, row["metric"])), None)
+
+
+def reached(row: Mapping, bar: Bar) -> bool:
+    """Whether the value reaches the bar; of BY_SPREAD, whether its upper end does."""
+    if bar.most is not None:
+        return row["value"] <= bar.most
+    by_spread = row["task"].startswith(BY_SPREAD) and row["high"] is not None
+    return row["high" if by_spread else "value"] >= bar.least
+
+
+def verdict(row: Mapping) -> list[str]:
+    """Two cells: the bar, and whether it is reached or why not."""
+    bar = find_bar(row)
+    if bar is None:
+        return ["", ""]
+    shown = f"at most {number(bar.most)}" if bar.least is None else number(bar.least)
+    missed = f"missed: {bar.why}" if bar.why else "missed"
+    return [shown, "reached" if reached(row, bar) else missed]

@@ -1,0 +1,50 @@
+"""How tables write what was measured."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+EMPTY = "Not measured yet.\n"
+BRACKETS = "In brackets: the 95 % bootstrap interval; with several seeds, the lowest and the " \
+    "highest of them."
+
+
+def number(value: float) -> str:
+    """A figure with three digits that count."""
+    if value == 0 or abs(value) >= 99.95:
+        return f"{value:,.0f}"
+    return f"{value:#.3g}".rstrip(".") if abs(value) >= 0.001 else f"{value:.0e}"
+
+
+def figure(row: Mapping) -> str:
+    """A value with its interval, where it has one."""
+    if row["low"] is None or row["low"] == row["high"]:
+        return number(row["value"])
+    return f"{number(row['value'])} ({number(row['low'])} to {number(row['high'])})"
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n"
+                   for line in lines)
+
+
+def grouped(rows: Sequence[Mapping]) -> dict[tuple, list[Mapping]]:
+    """The rows of all seeds together, by task, data, split and metric, in the rows' order."""
+    found: dict[tuple, list[Mapping]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[name] for name in ("task", "data", "split", "metric")),
+                         []).append(row)
+    return found
+
+
+def over_seeds(rows: Sequence[Mapping]) -> str:
+    """One row with its interval, or the mean of several seeds with the lowest and the highest."""
+    if len(rows) == 1:
+        return figure(rows[0])
+    values = [row["value"] for row in rows]
+    return f"{number(np.mean(values))} ({number(min(values))} to {number(max(values))})"
+
+
+def hardware(rows: Sequence[Mapping]) -> str:
+    return " and on ".join(sorted({row["hardware"] for row in rows}))
