@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
     parser.add_argument("--results", type=Path, default=results.FILE)
-    parser.add_argument("--picture", type=Path, help="none for learning-curve.png in the checkpoint")
+    parser.add_argument("--picture", type=Path, help="none for the checkpoint's learning-curve.png")
     options = parser.parse_args(arguments)
     folder = checkpoints.find(options.checkpoint)
     device = checkpoints.pick_device(options.device)
