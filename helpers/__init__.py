@@ -8,6 +8,7 @@
 | fill_mask | the most likely words at each mask, computed only there |
 | tasks | classification, tagging, answering: encode, decode, score |
 | training | one Trainer for the three; also `python -m helpers.training` |
+| dropout | torch's dropout on a processor, its random numbers drawn in bulk |
 | evaluation | how good the filled masks are, with intervals |
 | pretraining | masked-LM training and distillation; also `python -m helpers.pretraining` |
 | contract | the wire format: parse, validate, answer; the swagger files |
