@@ -46,5 +46,6 @@ def over_seeds(rows: Sequence[Mapping]) -> str:
     return f"{number(np.mean(values))} ({number(min(values))} to {number(max(values))})"
 
 
-def hardware(rows: Sequence[Mapping]) -> str:
-    return " and on ".join(sorted({row["hardware"] for row in rows}))
+def measured_on(rows: Sequence[Mapping]) -> str:
+    """The last paragraph of a table: every machine that its rows name."""
+    return f"\nMeasured on {' and on '.join(sorted({row['hardware'] for row in rows}))}.\n"

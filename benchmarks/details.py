@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from benchmarks.bars import find_bar, reached, verdict
-from benchmarks.cells import BRACKETS, EMPTY, figure, grouped, hardware, markdown, number, \
+from benchmarks.cells import BRACKETS, EMPTY, figure, grouped, markdown, measured_on, number, \
     over_seeds
 
 FINE_TUNINGS = ("text-classification", "token-classification", "question-answering")
@@ -23,8 +23,14 @@ def quality(rows: Sequence[Mapping]) -> str:
         return EMPTY
     return markdown(["task", "data", "split", "metric", "value", "rows", "seeds"], [
         [*name, over_seeds(same), f"{same[0]['rows']:,}", str(len(same))]
-        for name, same in grouped(rows).items()]) + f"\n{BRACKETS}\n" \
-        f"\nMeasured on {hardware(rows)}.\n"
+        for name, same in grouped(rows).items()]) + f"\n{BRACKETS}\n" + \
+        measured_on(rows)
+
+
+def compared(row: Mapping) -> tuple[str, ...] | None:
+    """Our side, the other, and the figure, where a row is a ratio."""
+    found = re.fullmatch(r"(ours.*?) over (.+): (.+)", row["metric"])
+    return found and found.groups()
 
 
 def comparisons(rows: Sequence[Mapping]) -> str:
@@ -32,10 +38,9 @@ def comparisons(rows: Sequence[Mapping]) -> str:
     lines = []
     known = {(row["task"], row["data"], row["metric"]): row for row in rows}
     for row in rows:
-        found = re.fullmatch(r"(ours.*?) over (.+): (.+)", row["metric"])
-        if not found:
+        if not (names := compared(row)):
             continue
-        ours, theirs, what = found.groups()
+        ours, theirs, what = names
 
         def side(name):
             value = known.get((row["task"], row["data"], f"{name}: {what}"))
@@ -144,4 +149,4 @@ def speed(rows: Sequence[Mapping]) -> str:
                    "brackets one standard error\nto either side:")
         + real_text(rows)
         + absolute(rows, ("fill-mask in bulk, GPU", "batch, volume"), "Absolute figures:")
-        + start(rows) + conditions(rows) + f"\nMeasured on {hardware(rows)}.\n")
+        + start(rows) + conditions(rows) + measured_on(rows))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from benchmarks import details, results
 from benchmarks.bars import find_bar, verdict
-from benchmarks.cells import BRACKETS, EMPTY, figure, grouped, hardware, markdown, number, \
+from benchmarks.cells import BRACKETS, EMPTY, figure, grouped, markdown, measured_on, number, \
     over_seeds
 from helpers.checkpoints import PROJECT
 
@@ -65,8 +65,8 @@ def checkpoint(rows: Sequence[Mapping]) -> str:
                                   for part in re.split(r"(\d+)", " ".join(one[0][:2]))])
     models = dict.fromkeys([OURS, *(model for _, model, _ in figures if model != BASELINE),
                             BASELINE])
-    return pivot(["on", "metric", "rows"], list(models), figures) + f"\n{BRACKETS}\n" \
-        f"\nMeasured on {hardware(rows)}.\n"
+    return pivot(["on", "metric", "rows"], list(models), figures) + f"\n{BRACKETS}\n" + \
+        measured_on(rows)
 
 
 def finetuning(rows: Sequence[Mapping]) -> str:
@@ -84,7 +84,7 @@ def finetuning(rows: Sequence[Mapping]) -> str:
     return ("" if rows else EMPTY + "\n") + pivot(
         ["data", "split", "training rows", "metric"],
         [f"from {OURS}", f"from {ENCODER}", published], figures) + \
-        f"\n{BRACKETS} {SOURCES}\n" + (f"\nMeasured on {hardware(rows)}.\n" if rows else "")
+        f"\n{BRACKETS} {SOURCES}\n" + (measured_on(rows) if rows else "")
 
 
 def speed(rows: Sequence[Mapping]) -> str:
@@ -94,13 +94,12 @@ def speed(rows: Sequence[Mapping]) -> str:
         return EMPTY
     lines = []
     for row in rows:
-        found = re.fullmatch(r"(ours.*?) over (.+): (.+)", row["metric"])
-        if found and find_bar(row):
-            ours, theirs, what = found.groups()
+        if (names := details.compared(row)) and find_bar(row):
+            ours, theirs, what = names
             lines.append([f"{row['task']}: {what}", row["data"], ours, theirs, figure(row),
                           *verdict(row)])
     return markdown(["work", "on", "ours", "against", "times better", "bar", "reached"], lines) + \
-        details.real_text(rows) + f"\nMeasured on {hardware(rows)}.\n"
+        details.real_text(rows) + measured_on(rows)
 
 
 TABLES: dict[str, Callable[[Sequence[Mapping]], str]] = {

@@ -9,7 +9,6 @@ import os
 import re
 from pathlib import Path
 
-from helpers import parameters
 from helpers.report import PROJECT
 
 EMBEDDED = PROJECT / "samples" / "checkpoints" / "distilbert-mini-uncased"
@@ -21,6 +20,20 @@ REVISIONS = {
 OWNERS = {"distilbert-base-uncased": "distilbert", "bert-base-uncased": "google-bert"}
 FILES = ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
          "special_tokens_map.json", "*.safetensors", "model.safetensors.index.json"]
+
+
+def is_path(source: str) -> bool:
+    """Whether a checkpoint or data set is given as a path, and not as a name on the Hub.
+
+    What exists, here or in the project's folder, is a path whatever it looks like.
+    """
+    return (source.startswith((".", "/", "~")) or source.count("/") > 1
+            or Path(source).exists() or (PROJECT / source).exists())
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision is a full commit of the Hub: 40 hex digits."""
+    return bool(re.fullmatch("[0-9a-f]{40}", revision or ""))
 
 
 def find(checkpoint: str = "embedded", revision: str | None = None) -> Path:
@@ -35,12 +48,12 @@ def find(checkpoint: str = "embedded", revision: str | None = None) -> Path:
         return _complete(EMBEDDED)
     if Path(checkpoint).expanduser().is_dir():
         return _complete(Path(checkpoint).expanduser().resolve())
-    if parameters.is_path(checkpoint):
+    if is_path(checkpoint):
         raise FileNotFoundError(f"checkpoint: no folder {checkpoint}; give an existing folder, "
                                 "embedded, or a name on the Hub")
     name = f"{OWNERS[checkpoint]}/{checkpoint}" if checkpoint in OWNERS else checkpoint
     revision = revision or REVISIONS.get(name)
-    if revision is None or not re.fullmatch("[0-9a-f]{40}", revision):
+    if not is_commit(revision):
         raise ValueError(f"revision: no folder {checkpoint} is here, and as a name on the Hub "
                          f"{name} needs its full commit (40 hex digits), got {revision!r}; give "
                          "an existing folder, embedded, or the commit")

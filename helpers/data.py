@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
-from helpers import parameters
+from helpers import checkpoints, parameters
 from helpers.report import PROJECT
 
 EMBEDDED = PROJECT / "samples" / "data"
@@ -106,15 +106,14 @@ def load(dataset: str, task: str, revision: str | None = None,
 
 def on_hub(dataset: str) -> bool:
     """Whether a data set is given by its name on the Hub."""
-    return ("/" in dataset and not parameters.is_path(dataset)
+    return ("/" in dataset and not checkpoints.is_path(dataset)
             and Path(dataset).suffix not in READERS)
 
 
 def pinned(dataset: str, revision: str | None = None) -> tuple[str, str | None]:
-    """Name and full commit of a data set on the Hub; no commit where none is pinned anywhere."""
+    """Name of a data set on the Hub, and its revision: given, after the @, or in REVISIONS."""
     name, _, commit = dataset.partition("@")
-    commit = revision or commit or REVISIONS.get(name, "")
-    return name, commit if re.fullmatch("[0-9a-f]{40}", commit) else None
+    return name, revision or commit or REVISIONS.get(name)
 
 
 def _mapping(columns: Mapping[str, str] | str | None, known: list[str]) -> dict[str, str]:
@@ -345,10 +344,10 @@ def _hub(name: str, revision: str | None) -> dict[str, list[Part]]:
     """Load a Hub data set at one commit; what is in the cache needs no network."""
     from datasets import exceptions, load_dataset
 
-    given, (name, revision) = revision or name, pinned(name, revision)
-    if revision is None:
+    name, revision = pinned(name, revision)
+    if not checkpoints.is_commit(revision):
         raise ValueError(f"revision: {name} needs the full commit of the Hub data set (40 hex "
-                         f"digits, on its page under Files, History), got {given!r}; pass "
+                         f"digits, on its page under Files, History), got {revision!r}; pass "
                          f"revision=, or write {name}@COMMIT")
     try:
         found = load_dataset(name, revision=revision)

@@ -7,12 +7,9 @@ import argparse
 import ast
 import difflib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
 
 from pydantic import Field, Strict, StrictBool, StrictInt, StrictStr, TypeAdapter, ValidationError
-
-from helpers.report import PROJECT
 
 Text = Annotated[StrictStr, Field(min_length=1)]
 Count = Annotated[StrictInt, Field(ge=1)]
@@ -51,15 +48,6 @@ TYPES: dict[str, tuple[Any, str]] = {
     "cosine_weight": (Weight, "weight of the cosine loss; 0 leaves it out"),
     "steps": (Count, "updates of each training"),
 }
-
-
-def is_path(source: str) -> bool:
-    """Whether a checkpoint or data set is given as a path, and not as a name on the Hub.
-
-    What exists, here or in the project's folder, is a path whatever it looks like.
-    """
-    return (source.startswith((".", "/", "~")) or source.count("/") > 1
-            or Path(source).exists() or (PROJECT / source).exists())
 
 
 def problem(name: str, value: Any) -> str | None:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from helpers import parameters
+from helpers import checkpoints, parameters
 from helpers.report import PROJECT
 
 NOTEBOOKS = PROJECT / "notebooks"
@@ -54,12 +54,12 @@ def unpinned(dataset: str) -> str | None:
 
     What `data.load` would say, before anything has run.
     """
-    if "/" not in dataset or parameters.is_path(dataset):
+    if "/" not in dataset or checkpoints.is_path(dataset):
         return None
     from helpers import data  # brings in the datasets library, which takes seconds
 
-    name, commit = data.pinned(dataset)
-    if commit or not data.on_hub(dataset):
+    name, revision = data.pinned(dataset)
+    if checkpoints.is_commit(revision) or not data.on_hub(dataset):
         return None
     return (f"dataset: no folder {dataset} is here, and as a name on the Hub it needs its commit "
             f"(40 hex digits); run it alone with -p dataset {name}@COMMIT")

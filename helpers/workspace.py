@@ -133,7 +133,7 @@ def online(task: str = "fill-mask", *, checkpoint: str = "embedded", revision: s
     deployment.environment_variables.update(TASK=task, PRECISION=precision)
     if model:
         deployment.model = model
-    elif checkpoint != "embedded" and parameters.is_path(checkpoint):
+    elif checkpoint != "embedded" and checkpoints.is_path(checkpoint):
         deployment.model = load("batch-deployment").model
         deployment.model.name = model_name(checkpoint)
         deployment.model.path = str(checkpoints.find(checkpoint))
@@ -172,7 +172,7 @@ def model_name(checkpoint: str) -> str:
 
 def _there(name: str, value: Any) -> str:
     """A parameter as a job reads it: a path inside the project is relative to the snapshot."""
-    if name in SOURCES and value and value != "embedded" and parameters.is_path(value):
+    if name in SOURCES and value and value != "embedded" and checkpoints.is_path(value):
         path = Path(value).expanduser()
         path = (path if path.exists() else PROJECT / path).resolve()
         if path.exists():
@@ -189,7 +189,7 @@ def unreachable(thing: Any) -> list[str]:
     for name in SOURCES:
         value = getattr((getattr(thing, "inputs", None) or {}).get(name), "_data", None)
         if not isinstance(value, str) or value in ("embedded", "None") \
-                or not parameters.is_path(value):
+                or not checkpoints.is_path(value):
             continue
         path = PROJECT / value  # an absolute one stays what it is
         if not path.exists():
