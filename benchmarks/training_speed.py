@@ -5,6 +5,7 @@ takes its batches and settings from helpers.training; the others pad as the exam
 transformers do by default, or to the longest row of a shuffled batch.
 """
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from transformers.utils import logging
 
 from benchmarks import harness
 from benchmarks.harness import Line, Measured
-from helpers import checkpoints, data, tasks, training
+from helpers import checkpoints, data, memory, tasks, training
 
 DYNAMIC = "plain dynamic padding, fp32"
 # The length that each example script pads to by default; none: to the longest of a batch.
@@ -81,12 +82,18 @@ def trainer(side: str, task: str, splits, folder: Path, place: str, batch_size: 
     return result
 
 
+def train(side: str, one: Trainer) -> None:
+    """Train to the end; ours as helpers.training does it."""
+    with memory.kept() if side.startswith("ours") else contextlib.nullcontext():
+        one.train()
+
+
 def _once(side: str, task: str, folder: str, rows: int, batch_size: int) -> None:
     """One epoch in a process of its own, whose memory is watched."""
     logging.set_verbosity_error()
     splits = data.load("embedded", task, max_train_samples=rows)
     with tempfile.TemporaryDirectory(prefix="training-") as place:
-        trainer(side, task, splits, Path(folder), place, batch_size).train()
+        train(side, trainer(side, task, splits, Path(folder), place, batch_size))
 
 
 def run(task: str, model: str = "embedded", rows: int = 128, rounds: int = 3,
@@ -97,10 +104,11 @@ def run(task: str, model: str = "embedded", rows: int = 128, rounds: int = 3,
           tempfile.TemporaryDirectory(prefix="training-") as place):
         trainers = {side: trainer(side, task, splits, folder, place, batch_size)
                     for side in side_names(task)}
-        seconds = harness.alternate({side: one.train for side, one in trainers.items()}, rounds)
+        seconds = harness.alternate(
+            {side: partial(train, side, one) for side, one in trainers.items()}, rounds)
         steps = {one.state.global_step for one in trainers.values()}
-        memory = {side: harness.peak_memory(_once, side, task, str(folder), rows, batch_size)
-                  for side in trainers}
+        peaks = {side: harness.peak_memory(_once, side, task, str(folder), rows, batch_size)
+                 for side in trainers}
     if len(steps) != 1:
         raise RuntimeError(f"fine-tuning: the sides took different steps: {steps}")
     samples = len(trainers[DYNAMIC].train_dataset)  # windows, in question answering
@@ -111,7 +119,7 @@ def run(task: str, model: str = "embedded", rows: int = 128, rounds: int = 3,
     rates = {name: harness.matmul_rate(name) for name in ("fp32", "bf16")}
     return [Measured(f"fine-tuning, {task}", f"embedded, batches of {batch_size}, "
                      f"{harness.about(model)}", samples,
-                     [*lines, *harness.conditions(memory, rates)],
+                     [*lines, *harness.conditions(peaks, rates)],
                      folder if model == "embedded" else None)]
 
 
@@ -149,8 +157,8 @@ def mean_and_error(name: str, values: Sequence[float]) -> Line:
 
 
 def to_metric(data_folder: Path, task: str = "text-classification", folder: Path | None = None,
-              rows: int = 4000, epochs: float = 2.0, seeds=(0, 1, 2), held_rows: int = 1000,
-              looks: int = 10) -> list[Measured]:
+              rows: int = 2000, epochs: float = 2.0, seeds=(0, 1, 2), held_rows: int = 1000,
+              batch_size: int = 32, looks: int = 5) -> list[Measured]:
     """Final metric on real data, and the seconds of training until a common one, over seeds.
 
     The common metric is what plain dynamic padding ends with, its mean over the seeds less one
@@ -175,11 +183,11 @@ def to_metric(data_folder: Path, task: str = "text-classification", folder: Path
 
         for side in sides if number % 2 == 0 else sides[::-1]:
             with tempfile.TemporaryDirectory(prefix="training-") as place, tasks.quiet():
-                one = trainer(side, task, splits, folder, place, 32, seed, epochs)
-                steps = int(epochs * -(-len(one.train_dataset) // 32))
+                one = trainer(side, task, splits, folder, place, batch_size, seed, epochs)
+                steps = int(epochs * -(-len(one.train_dataset) // batch_size))
                 watch = Watch(score, max(1, steps // looks))
                 one.add_callback(watch)
-                one.train()
+                train(side, one)
                 seen[side].append(watch.seen)
     final = {side: [run[-1][1] for run in runs] for side, runs in seen.items()}
     spent = {side: [run[-1][0] for run in runs] for side, runs in seen.items()}

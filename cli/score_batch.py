@@ -14,8 +14,6 @@ INPUT_FOLDER (below which paths are kept; Azure's own mount is recognized), PREC
 TOP_K, THREADS.
 """
 
-import contextlib
-import ctypes
 import hashlib
 import json
 import multiprocessing
@@ -32,7 +30,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # helpers, where not installed
 
-from helpers import checkpoints, parameters, report  # noqa: E402
+from helpers import checkpoints, memory, parameters, report  # noqa: E402
 
 service = {"report": None}  # what init leaves for run
 
@@ -50,20 +48,10 @@ def init():
     parameters.check(**settings)
     if "THREADS" in os.environ:
         torch.set_num_threads(int(os.environ["THREADS"]))
-    return_memory()
+    memory.give_back_blocks()
     service.update(
         fill=fill_mask.load(checkpoints.deployed(), settings["device"], settings["precision"]),
         top_k=settings["top_k"], output=Path(os.environ["AZUREML_BI_OUTPUT_PATH"]))
-
-
-def return_memory():
-    """Have glibc give large blocks back once they are free.
-
-    By itself it learns to keep them: batches of ever new shapes then make the heap grow by
-    more than 100 MB. Other C libraries have no such setting.
-    """
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).mallopt(-3, 2**20)  # M_MMAP_THRESHOLD, in bytes
 
 
 def run(mini_batch):

@@ -9,6 +9,7 @@
 | tasks | classification, tagging, answering: encode, decode, score |
 | training | one Trainer for the three; also `python -m helpers.training` |
 | dropout | torch's dropout on a processor, its random numbers drawn in bulk |
+| memory | what the C library does with memory that is free: training, batches |
 | evaluation | how good the filled masks are, with intervals |
 | pretraining | masked-LM training and distillation; also `python -m helpers.pretraining` |
 | contract | the wire format: parse, validate, answer; the swagger files |

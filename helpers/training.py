@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoTokenizer, EarlyStoppingCallback, Train
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
-from helpers import checkpoints, dropout, parameters, report, tasks
+from helpers import checkpoints, dropout, memory, parameters, report, tasks
 
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 COMPLETE = "complete.json"  # the sizes of a checkpoint's files, written after them
@@ -86,7 +86,7 @@ def fine_tune(task: str, splits: Mapping, folder: str | Path, output_dir: str | 
         data_collator=partial(tasks.collate, pad_id=tokenizer.pad_token_id),
         callbacks=[_SaveWithinEpochs(save_steps, math.ceil(len(rows) / batch_size)),
                    *([EarlyStoppingCallback(patience)] if patience else [])])
-    with tasks.quiet():
+    with tasks.quiet(), memory.kept():
         state = trainer.finish()
     best = kept / f"checkpoint-{state.best_global_step}"
     if trainer.is_world_process_zero():

@@ -1,0 +1,91 @@
+"""Free memory kept for the next step, or given back: watched in processes of their own."""
+
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc's settings, Linux only")
+
+STEP = """
+import resource
+from contextlib import nullcontext
+import torch
+from helpers import memory
+
+def resident():  # MB
+    pages = int(open("/proc/self/statm").read().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+def step():  # four activations of 64 MB
+    kept = [torch.ones(16 * 2**20) for _ in range(4)]
+    return len(kept)
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+"""
+
+
+def run(code: str) -> list[float]:
+    done = subprocess.run([sys.executable, "-c", STEP + code], capture_output=True, text=True,
+                          check=True)
+    return [float(word) for word in done.stdout.split()]
+
+
+def test_kept_memory_is_used_again_and_given_back_at_the_end():
+    before, again, after, plain = run("""
+step()
+start = resident()
+with memory.kept():
+    step()
+    first = faults()
+    for _ in range(3):
+        step()
+    again = faults() - first
+first = faults()
+for _ in range(3):
+    step()
+print(start, again, resident(), faults() - first)
+""")
+    pages = 3 * 4 * 16384  # of 4 kB, if each step has them cleared anew
+    assert again < 0.05 * pages and plain > 0.5 * pages
+    assert after < before + 64
+
+
+def test_an_error_within_gives_memory_back_too():
+    before, after = run("""
+step()
+start = resident()
+try:
+    with memory.kept():
+        step()
+        raise RuntimeError
+except RuntimeError:
+    print(start, resident())
+""")
+    assert after < before + 64
+
+
+def test_blocks_are_given_back_as_soon_as_they_are_free():
+    before, after = run("""
+memory.give_back_blocks()
+start = resident()
+blocks = [torch.ones(2**20 * k) for k in (1, 2, 3, 4, 5, 6)]
+ends = [torch.ones(8) for _ in range(100)]
+del blocks
+print(start, resident())
+""")
+    assert after < before + 8
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch):
+    from helpers import memory
+
+    class Other:
+        def __init__(self, name):
+            pass  # has neither mallopt nor malloc_trim
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", Other)
+    memory.give_back_blocks()
+    with memory.kept():
+        pass
