@@ -46,7 +46,9 @@ BARS = (
     Bar("fast formats on real text", "int8: same first word.*", 0.98,
         why="rounding moves words that are nearly as likely"),
     Bar("fast formats on real text", "int8: accuracy@1 less fp32's", -0.005, why=""),
-    Bar(".*", "ours, (fp32|1 process|2 processes): largest difference of a score", most=1e-5),
+    Bar(".*", "ours, (fp32|1 process|2 processes): largest difference of a score", most=1e-5,
+        why="the pipeline's softmax in float32 is off by as much; against double precision ours "
+            "is within 2e-6"),
     Bar(".*", "ours, (fp32|1 process|2 processes): same .*", 1,
         why="candidates with the same score change places"),
 )

@@ -55,7 +55,7 @@ def run(model: str = "embedded", texts: int = 300, rounds: int = 5,
         precisions=("fp32", "bf16", "int8")) -> list[Measured]:
     """Texts per second, ratios, shares of the matrix-multiply rate, and peak memory.
 
-    Raises RuntimeError where fp32 does not give the pipeline's candidates, scores within 1e-5.
+    Raises RuntimeError where fp32 does not give the pipeline's candidates, scores within 5e-5.
     """
     batch = harness.sentences(texts)
     with harness.checkpoint(model) as folder:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from helpers import fill_mask
 
@@ -72,9 +73,10 @@ def round_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def load(folder: Path, layer=Int8Linear) -> fill_mask.FillMask:
     """fill_mask with every linear layer of the encoder replaced by one of these."""
-    fill = fill_mask.load(folder, "cpu", "bf16" if layer is Int8Linear else "fp32")
-    for module in list(fill.model.base_model.transformer.modules()):
+    model = AutoModelForMaskedLM.from_pretrained(
+        folder, dtype=torch.bfloat16 if layer is Int8Linear else torch.float32)
+    for module in list(model.base_model.transformer.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):
                 setattr(module, name, layer(child))
-    return fill
+    return fill_mask.FillMask(model, AutoTokenizer.from_pretrained(folder))

@@ -9,6 +9,7 @@
 | tasks | classification, tagging, answering: encode, decode, score |
 | training | one Trainer for the three; also `python -m helpers.training` |
 | dropout | torch's dropout on a processor, its random numbers drawn in bulk |
+| onednn | linear layers through oneDNN on a processor: training, answers |
 | memory | what the C library does with memory that is free: training, batches |
 | evaluation | how good the filled masks are, with intervals |
 | pretraining | masked-LM training and distillation; also `python -m helpers.pretraining` |

@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoTokenizer, EarlyStoppingCallback, Train
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
-from helpers import checkpoints, dropout, memory, parameters, report, tasks
+from helpers import checkpoints, dropout, memory, onednn, parameters, report, tasks
 
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 COMPLETE = "complete.json"  # the sizes of a checkpoint's files, written after them
@@ -126,13 +126,14 @@ def _result(output_dir: Path, metric: str, history: Sequence[dict], best_step: i
 
 
 def prepare_for_cpu(model, precision: str) -> None:
-    """Choose what is fast on a processor: plain attention, dropout drawn in bulk, and bf16
+    """Choose what is fast on a processor: dropout drawn in bulk, oneDNN's products, and bf16
     from the embeddings on.
 
     Under autocast the weights and the optimizer stay float32. Without the hook the residual
     stream would stay float32 too, and every layer would convert it four times.
     """
     dropout.quicken(model)
+    onednn.quicken(model)
     if precision == "bf16":
         model.base_model.embeddings.register_forward_hook(
             lambda module, inputs, output: output.to(torch.bfloat16))

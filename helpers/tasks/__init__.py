@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, logging
 
-from helpers import checkpoints, report
+from helpers import checkpoints, onednn, report
 
 MODULES = {"text-classification": "classification", "token-classification": "tagging",
            "question-answering": "answering"}
@@ -67,7 +67,9 @@ def load_parts(auto_class, folder: str | Path, device: str, precision: str):
         raise ValueError(f"precision: the fine-tuned tasks have no {precision}; use fp32 or bf16")
     model = auto_class.from_pretrained(folder, dtype=checkpoints.pick_dtype(precision),
                                        use_safetensors=True)
-    return model.to(checkpoints.pick_device(device)), AutoTokenizer.from_pretrained(folder)
+    model.to(checkpoints.pick_device(device))
+    onednn.pack(model)
+    return model, AutoTokenizer.from_pretrained(folder)
 
 
 def limit(tokenizer) -> int:

@@ -1,0 +1,96 @@
+"""Linear layers on a processor through oneDNN, for training and, in its own layout, for answers.
+
+For products in float32 torch calls MKL, which leaves half the speed of processors that are not
+Intel's unused, and repacks the weights for every batch, however small. oneDNN comes with torch;
+the operations used here are those that torch's own compiler emits.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+PLAIN = "none", [], ""  # nothing fused to the product
+
+
+def available(device: str | torch.device = "cpu") -> bool:
+    """Whether this torch has oneDNN for that device."""
+    return torch.device(device).type == "cpu" and torch.backends.mkldnn.is_available() \
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+class Packed(torch.nn.Module):
+    """x [..., in] -> x weight^T + bias [..., out], for inference; x has the weight's dtype.
+
+    Keeps a copy of weight [out, in] in the layout that suits the processor.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None):
+        super().__init__()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
+        self.bias = None if bias is None else bias.detach()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, *PLAIN)
+
+
+def linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable:
+    """The function x -> x weight^T + bias for inference, packed where oneDNN is there."""
+    return Packed(weight, bias) if available(weight.device) else \
+        partial(F.linear, weight=weight, bias=bias)
+
+
+def pack(model: torch.nn.Module) -> None:
+    """Replace a model's linear layers for inference, but for one that shares the embeddings.
+
+    Nothing is replaced where oneDNN is not there.
+    """
+    if not available(next(model.parameters()).device):
+        return
+    tied = getattr(model, "get_output_embeddings", lambda: None)()
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is torch.nn.Linear and child is not tied:
+                setattr(parent, name, Packed(child.weight, child.bias))
+
+
+class _Product(torch.autograd.Function):
+    """The same product in float32 with its gradients."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *PLAIN)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        product, grad = torch.ops.mkldnn._linear_pointwise, grad.contiguous()
+        by_row = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        return (product(grad, weight.t().contiguous(), None, *PLAIN) if of_x else None,
+                product(*(part.t().contiguous() for part in by_row), None, *PLAIN)
+                if of_weight else None,
+                by_row[0].sum(0) if of_bias else None)
+
+
+class Linear(torch.nn.Linear):
+    """torch's layer; in float32 its products are oneDNN's, forwards and backwards."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or self.bias is None:
+            return super().forward(x)
+        return _Product.apply(x, self.weight, self.bias)
+
+
+def quicken(model: torch.nn.Module) -> None:
+    """Have a model's linear layers trained in this way; names and parameters stay.
+
+    Nothing changes where oneDNN is not there.
+    """
+    if not available(next(model.parameters()).device):
+        return
+    for module in model.modules():
+        if type(module) is torch.nn.Linear:
+            module.__class__ = Linear
