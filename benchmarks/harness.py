@@ -6,6 +6,7 @@ neighbours in time, so that a machine that slows down slows both sides.
 
 import importlib.metadata
 import itertools
+import math
 import multiprocessing
 import os
 import platform
@@ -138,9 +139,16 @@ def conditions(memory: Mapping[str, float | Sequence[float]],
 
 def count_operations(work: Callable[[], Any]) -> int:
     """Floating-point operations of the matrix multiplications that `work` does in torch."""
+    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter:
+    from helpers import onednn
+
+    def linear(x, *_, out_shape, **__):
+        return 2 * math.prod(out_shape) * x[-1]
+
+    known = {torch.ops.mkldnn._linear_pointwise: linear} if onednn.available() else {}
+    with FlopCounterMode(display=False, custom_mapping=known) as counter:
         work()
     return counter.get_total_flops()
 
