@@ -1,10 +1,12 @@
 """Online: latency and throughput of real servers on loopback, with 1, 8 and 32 clients.
 
-The managed online endpoint's own server with our scoring script, the same server with a script
-that calls the pipeline (pipeline_score.py), and `mlflow models serve` of the same model.
-mlflow answers with the first word alone, without score or sequence: less work than ours.
+The managed online endpoint's own server with our scoring script, with one worker and with two
+that have a core each; the same server with a script that calls the pipeline
+(pipeline_score.py); and `mlflow models serve` of the same model. mlflow answers with the first
+word alone, without score or sequence: less work than ours.
 """
 
+import itertools
 import os
 import signal
 import socket
@@ -27,6 +29,7 @@ from helpers.serving import SCRIPT, local_server
 PIPELINE_SCRIPT = Path(__file__).with_name("pipeline_score.py")
 TOP_K = 5
 CLIENTS = (1, 8, 32)
+TWO_WORKERS = {"WORKER_COUNT": "2", "OMP_NUM_THREADS": "1"}
 PERCENTILES = (50, 95, 99)
 
 
@@ -180,6 +183,8 @@ def run(model: str = "embedded", requests_each: int = 100, rounds: int = 3,
 
         servers = {
             "ours": (start("ours", local_server(folder, SCRIPT)) + "/score", request_body),
+            "ours, 2 workers": (start("ours, 2 workers", local_server(
+                folder, SCRIPT, env=TWO_WORKERS)) + "/score", request_body),
             "pipeline": (start("pipeline", local_server(folder, PIPELINE_SCRIPT)) + "/score",
                          request_body),
             "mlflow": (start("mlflow", mlflow_server(folder)) + "/invocations",
@@ -190,6 +195,8 @@ def run(model: str = "embedded", requests_each: int = 100, rounds: int = 3,
         for number in range(rounds):
             for count in clients:
                 for name in servers if number % 2 == 0 else reversed(servers):
+                    if count == 1 and name == "ours, 2 workers":
+                        continue  # one client keeps one of them busy
                     url, body = servers[name]
                     result = load_test(url, [body(text) for text in texts], count)
                     failures[name] += result.pop("failures")
@@ -201,12 +208,14 @@ def run(model: str = "embedded", requests_each: int = 100, rounds: int = 3,
         lines += [Line.of(f"{side}: requests/s", values)] if metric == "requests/s" else \
             [percentile(values, percent, f"{side}: p{percent}, ms") for percent in PERCENTILES]
     for count in clients:
-        for name in ("pipeline", "mlflow"):
+        for mine, name in itertools.product(("ours", "ours, 2 workers"), ("pipeline", "mlflow")):
+            if (mine, count, "latencies") not in found:
+                continue
             ours, theirs = (np.array([np.median(part) for part in found[side, count, "latencies"]])
-                            for side in ("ours", name))
-            pair = f"ours, {count} clients over {name}, {count} clients"
+                            for side in (mine, name))
+            pair = f"{mine}, {count} clients over {name}, {count} clients"
             lines.append(Line.of(f"{pair}: p50, ms", theirs / ours))
-            ours, theirs = (np.array(found[side, count, "requests/s"]) for side in ("ours", name))
+            ours, theirs = (np.array(found[side, count, "requests/s"]) for side in (mine, name))
             lines.append(Line.of(f"{pair}: requests/s", ours / theirs))
     lines += [Line(f"{name}: failed requests", len(failed)) for name, failed in failures.items()]
     lines += harness.conditions(memory)

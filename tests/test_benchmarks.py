@@ -189,7 +189,9 @@ def test_online(tiny_checkpoint):
     assert {f"{name}, 2 clients: requests/s" for name in ("ours", "pipeline", "mlflow")} <= \
         found.keys()
     assert found["ours, 1 clients: p50, ms"] <= found["ours, 1 clients: p99, ms"]
-    assert_conditions(found, 3)
+    assert found["ours, 2 workers, 2 clients over mlflow, 2 clients: requests/s"] > 0
+    assert "ours, 2 workers, 1 clients: requests/s" not in found
+    assert_conditions(found, 4)
 
 
 def test_load_test_counts_failures():
