@@ -44,7 +44,7 @@ ROWS = {
            {"rows": 256}, {"rows": 256}, {"rows": 24, "batch_size": 8, "rounds": 3}), (1, 1, 2))},
     "evaluation-embedded": Row("evaluating.run", {"model": "embedded"}, 1, "masked words"),
     "evaluation-base": Row("evaluating.run", {"model": "base", "words": 40}, 1, BASE),
-    "batch": Row("batch.run", {}, 2, "files to files, end to end"),
+    "batch": Row("batch.run", {}, 2.5, "files to files, end to end"),
     "start": Row("start.run", {}, 1.5, "cold starts, stage by stage"),
     **{f"fine-tuning-{name}-base": Row("training_speed.run", {"task": task, "model": "base",
                                                               "rounds": 2, **sizes}, minutes,

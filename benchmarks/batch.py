@@ -59,7 +59,7 @@ def predictions(output: Path) -> pd.DataFrame:
     return pd.concat(parts).sort_values(["file", "row", "mask", "rank"], ignore_index=True)
 
 
-def run(model: str = "embedded", rows: int = 1200, rounds: int = 2,
+def run(model: str = "embedded", rows: int = 3000, rounds: int = 2,
         workers=(1, 2)) -> list[Measured]:
     """Rows per second from the start of the process to its end, and peak memory."""
     with ExitStack() as stack:

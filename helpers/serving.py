@@ -35,9 +35,10 @@ def local_server(checkpoint: str | Path = "embedded", script: str | Path = SCRIP
     """Serve a checkpoint on loopback; yield the address, such as http://127.0.0.1:43210.
 
     POST requests to address + "/score"; "/swagger.json" describes them. `env` adds settings
-    such as PRECISION, MAX_TEXTS, MAX_TOKENS or OMP_NUM_THREADS; `timeout` is in seconds, to the
-    first healthy answer; `log` keeps the server's output in a file. The server and its workers
-    are gone when the block ends, however it ends. Raises ServerError where `init` fails.
+    such as PRECISION, MAX_TEXTS, MAX_TOKENS, OMP_NUM_THREADS or WORKER_COUNT (processes, each
+    with the model, that answer side by side); `timeout` is in seconds, to the first healthy
+    answer; `log` keeps the server's output in a file. The server and its workers are gone when
+    the block ends, however it ends. Raises ServerError where `init` fails.
     """
     if Path(checkpoint).expanduser().is_dir():
         checkpoint = Path(checkpoint).expanduser().resolve()
@@ -66,7 +67,8 @@ def _environment(root: str, checkpoint: str | Path, script: str | Path,
                  env: Mapping[str, str]) -> dict[str, str]:
     """The caller's environment without another deployment's settings, plus this server's."""
     inherited = {name: value for name, value in os.environ.items()
-                 if not name.startswith(("AML_", "AZUREML_MODEL_DIR", "AZUREML_CONFIG_FILE"))}
+                 if not name.startswith(("AML_", "AZUREML_MODEL_DIR", "AZUREML_CONFIG_FILE",
+                                         "WORKER_COUNT"))}
     return {**inherited, "PYTHONUNBUFFERED": "1", "TMPDIR": root, "AML_APP_ROOT": root,
             "AML_APP_INSIGHTS_ENABLED": "false", "CHECKPOINT": str(checkpoint),
             "AZUREML_ENTRY_SCRIPT": str(Path(script).resolve()), **env}
@@ -120,7 +122,8 @@ def _serve(listener: str) -> None:
     if sys.platform == "linux":  # end with the notebook, even if that is killed
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    sys.argv = ["gunicorn", "--bind", f"fd://{listener}", "--workers", "1", "--timeout", "300",
+    sys.argv = ["gunicorn", "--bind", f"fd://{listener}", "--timeout", "300",
+                "--workers", os.environ.get("WORKER_COUNT", "1"),
                 "--graceful-timeout", "2", "--no-control-socket", APPLICATION]
     WSGIApplication("%(prog)s [OPTIONS] [APP_MODULE]").run()
 
