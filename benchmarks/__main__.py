@@ -58,7 +58,7 @@ ROWS = {
                                 f"seconds and metric on {training}", False, True)
        for (name, task), training, sizes, minutes in zip(
            TASKS.items(), ("dair-ai/emotion", "lhoestq/conll2003", "rajpurkar/squad"),
-           ({}, {}, {"rows": 1000, "held_rows": 300, "batch_size": 8}), (25, 10, 45))},
+           ({}, {}, {"rows": 400, "held_rows": 200, "batch_size": 8}), (20, 10, 25))},
     "batch-volume": Row("batch.volume", {}, 10, "10,000 and 100,000 rows", False),
     "gpu": Row("bulk.on_gpu", {}, 2, "tokens/s on a CUDA device", False),
 }

@@ -30,7 +30,7 @@ BARS = (
     Bar("online", "ours, 1 clients over pipeline.*: p50, ms", 2,
         why="HTTP and JSON take as long on both sides"),
     Bar("online", "ours, 8 clients over mlflow.*: requests/s", 4,
-        why="one worker takes one request after the other, HTTP included; with two: next line"),
+        why="one worker takes one request after the other; two workers reach it"),
     Bar("online", "ours, 2 workers, 8 clients over mlflow.*: requests/s", 4,
         why="the clients take their share of the same two cores"),
     Bar("online", "ours: failed requests", most=0),

@@ -10,14 +10,17 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from transformers import PreTrainedModel
 
 PLAIN = "none", [], ""  # nothing fused to the product
 
 
-def available(device: str | torch.device = "cpu") -> bool:
-    """Whether this torch has oneDNN for that device."""
-    return torch.device(device).type == "cpu" and torch.backends.mkldnn.is_available() \
+def available(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> bool:
+    """Whether this torch has oneDNN for that device, and its processor that number format."""
+    there = torch.device(device).type == "cpu" and torch.backends.mkldnn.is_available() \
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return there and (dtype == torch.float32 or dtype == torch.bfloat16
+                      and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class Packed(torch.nn.Module):
@@ -37,18 +40,18 @@ class Packed(torch.nn.Module):
 
 def linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable:
     """The function x -> x weight^T + bias for inference, packed where oneDNN is there."""
-    return Packed(weight, bias) if available(weight.device) else \
+    return Packed(weight, bias) if available(weight.device, weight.dtype) else \
         partial(F.linear, weight=weight, bias=bias)
 
 
-def pack(model: torch.nn.Module) -> None:
+def pack(model: PreTrainedModel) -> None:
     """Replace a model's linear layers for inference, but for one that shares the embeddings.
 
     Nothing is replaced where oneDNN is not there.
     """
-    if not available(next(model.parameters()).device):
+    if not available(model.device, model.dtype):
         return
-    tied = getattr(model, "get_output_embeddings", lambda: None)()
+    tied = model.get_output_embeddings()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is torch.nn.Linear and child is not tied:
@@ -84,12 +87,12 @@ class Linear(torch.nn.Linear):
         return _Product.apply(x, self.weight, self.bias)
 
 
-def quicken(model: torch.nn.Module) -> None:
+def quicken(model: PreTrainedModel) -> None:
     """Have a model's linear layers trained in this way; names and parameters stay.
 
     Nothing changes where oneDNN is not there.
     """
-    if not available(next(model.parameters()).device):
+    if not available(model.device):
         return
     for module in model.modules():
         if type(module) is torch.nn.Linear:

@@ -105,5 +105,5 @@ def test_without_onednn_everything_stays(monkeypatch, tiny_checkpoint):
         assert a["token"] == b["token"] and a["score"] == pytest.approx(b["score"], abs=1e-5)
 
 
-def test_a_gpu_has_no_use_for_it():
-    assert not onednn.available("cuda")
+def test_a_gpu_has_no_use_for_it_and_double_precision_no_kernel():
+    assert not onednn.available("cuda") and not onednn.available("cpu", torch.float64)

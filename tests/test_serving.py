@@ -45,6 +45,16 @@ def mine():
     assert [one for one in started_by(psutil.Process()) if one not in before] == []
 
 
+def test_workers_are_as_many_as_asked(script, mine, monkeypatch):
+    monkeypatch.setenv("WORKER_COUNT", "5")  # another deployment's
+    for env, count in (({}, 1), ({"WORKER_COUNT": "2"}, 2)):
+        with serving.local_server("nowhere", script(), env):
+            deadline = time.monotonic() + 60
+            while len(mine()) != 1 + count and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert len(mine()) == 1 + count  # gunicorn and its workers
+
+
 def gone(processes: list[psutil.Process]) -> bool:
     return not psutil.wait_procs(processes, timeout=20)[1]
 
