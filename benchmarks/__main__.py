@@ -58,7 +58,8 @@ ROWS = {
                                 f"seconds and metric on {training}", False, True)
        for (name, task), training, sizes, minutes in zip(
            TASKS.items(), ("dair-ai/emotion", "lhoestq/conll2003", "rajpurkar/squad"),
-           ({}, {}, {"rows": 400, "held_rows": 200, "batch_size": 8}), (20, 10, 25))},
+           ({"rows": 1000, "held_rows": 500}, {"rows": 1000, "held_rows": 500},
+            {"rows": 400, "held_rows": 200, "batch_size": 8}), (10, 5, 15))},
     "batch-volume": Row("batch.volume", {}, 10, "10,000 and 100,000 rows", False),
     "gpu": Row("bulk.on_gpu", {}, 2, "tokens/s on a CUDA device", False),
 }
