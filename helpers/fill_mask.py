@@ -34,21 +34,22 @@ class BadText(ValueError):
 def load(folder: str | Path, device: str = "auto", precision: str = "fp32") -> "FillMask":
     """Load a masked language model and its tokenizer from a local folder.
 
-    fp32 is exact; bf16 keeps the weights in bfloat16 and the logits in float32. Raises
+    fp32 is exact; bf16 computes the encoder's products in bfloat16, the logits in float32. Raises
     ValueError for any other precision, for a model that is neither DistilBERT nor BERT, and
     for one without a trained masked-LM head.
     """
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision: fill_mask has no {precision}; use fp32 or bf16")
+    device, dtype = checkpoints.pick_device(device), checkpoints.pick_dtype(precision)
     model, loading = AutoModelForMaskedLM.from_pretrained(
-        folder, dtype=checkpoints.pick_dtype(precision), use_safetensors=True,
+        folder, dtype=onednn.stored(device, dtype), use_safetensors=True,
         output_loading_info=True)
     if missing := sorted(loading["missing_keys"]):  # transformers fills them at random
         raise ValueError(f"checkpoint: {folder} has no weights for {', '.join(missing[:3])}"
                          f"{', ...' if missing[3:] else ''}; give a masked language model saved "
                          "with its head")
-    model.to(checkpoints.pick_device(device))
-    onednn.pack(model)
+    model.to(device)
+    onednn.pack(model, dtype)
     return FillMask(model, AutoTokenizer.from_pretrained(folder))
 
 

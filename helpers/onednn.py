@@ -24,18 +24,21 @@ def available(device: str | torch.device = "cpu", dtype: torch.dtype = torch.flo
 
 
 class Packed(torch.nn.Module):
-    """x [..., in] -> x weight^T + bias [..., out], for inference; x has the weight's dtype.
+    """x [..., in] -> x weight^T + bias [..., out], for inference.
 
-    Keeps a copy of weight [out, in] in the layout that suits the processor.
+    The product is computed in the weight's number format, and the answer has that of x. Keeps a
+    copy of weight [out, in] in the layout that suits the processor.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None):
         super().__init__()
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
         self.bias = None if bias is None else bias.detach()
+        self.dtype = weight.dtype
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, *PLAIN)
+        return torch.ops.mkldnn._linear_pointwise(
+            x.to(self.dtype), self.packed, self.bias, *PLAIN).to(x.dtype)
 
 
 def linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable:
@@ -44,18 +47,28 @@ def linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable:
         partial(F.linear, weight=weight, bias=bias)
 
 
-def pack(model: PreTrainedModel) -> None:
+def stored(device: str | torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The number format to load a model in that `pack` then gives products in `dtype`.
+
+    float32 where oneDNN has that format: what is kept between two products is not rounded then,
+    and the words stay the same more often.
+    """
+    return torch.float32 if available(device, dtype) else dtype
+
+
+def pack(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Replace a model's linear layers for inference, but for one that shares the embeddings.
 
-    Nothing is replaced where oneDNN is not there.
+    Products are computed in `dtype`. Nothing is replaced where oneDNN does not have it.
     """
-    if not available(model.device, model.dtype):
+    if not available(model.device, dtype):
         return
     tied = model.get_output_embeddings()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is torch.nn.Linear and child is not tied:
-                setattr(parent, name, Packed(child.weight, child.bias))
+                bias = None if child.bias is None else child.bias.to(dtype)
+                setattr(parent, name, Packed(child.weight.to(dtype), bias))
 
 
 class _Product(torch.autograd.Function):

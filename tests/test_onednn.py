@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoModelForQuestionAnswering
 
-from helpers import fill_mask, onednn, training
+from helpers import checkpoints, fill_mask, onednn, training
 
 needs_onednn = pytest.mark.skipif(not onednn.available(), reason="this torch has no oneDNN")
 
@@ -35,13 +35,29 @@ def test_packed_is_the_same_product(shape, bias, dtype, error):
 def test_packing_leaves_what_shares_the_embeddings(tiny_checkpoint):
     model = AutoModelForMaskedLM.from_pretrained(tiny_checkpoint, dtype=torch.float32).eval()
     plain = copy.deepcopy(model)
-    onednn.pack(model)
+    onednn.pack(model, torch.float32)
     linear = {name for name, module in model.named_modules() if type(module) is torch.nn.Linear}
     packed = {name for name, module in model.named_modules() if type(module) is onednn.Packed}
     assert linear == {"vocab_projector"} and len(packed) == 6 * model.config.n_layers + 1
     ids = torch.tensor([[101, 2003, 103, 102]])
     with torch.inference_mode():
         assert torch.allclose(model(ids).logits, plain(ids).logits, atol=1e-4)
+
+
+@pytest.mark.skipif(not onednn.available("cpu", torch.bfloat16), reason="no bf16 here")
+def test_bf16_rounds_the_factors_and_nothing_else():
+    checkpoint = checkpoints.find("embedded")
+    fill = fill_mask.load(checkpoint, "cpu", "bf16")
+    layer = fill.model.distilbert.transformer.layer[0].ffn.lin1
+    assert fill.model.dtype == torch.float32 and layer.dtype == torch.bfloat16
+    exact = AutoModelForMaskedLM.from_pretrained(checkpoint, dtype=torch.float64)
+    exact = exact.distilbert.transformer.layer[0].ffn.lin1
+    x = torch.randn(5, 384)
+    y = layer(x)
+    assert y.dtype == torch.float32
+    rounded = torch.nn.functional.linear(x.bfloat16().double(), exact.weight.bfloat16().double(),
+                                         exact.bias.bfloat16().double())
+    torch.testing.assert_close(y.double(), rounded, atol=1e-3, rtol=2**-8)
 
 
 @needs_onednn

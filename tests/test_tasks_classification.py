@@ -128,7 +128,7 @@ def test_predictions_cut_long_rows_and_bf16_agrees(predictor, folder):
     exact = predictor.predictions(data)
     assert exact[:8] == [NAMES.index(row[0]["label"]) for row in predictor(TEXTS)]
     half = classification.load(folder, "cpu", "bf16")
-    assert half.model.dtype == torch.bfloat16
+    assert not np.array_equal(half.logits(TEXTS), predictor.logits(TEXTS))
     assert half.logits(TEXTS) == pytest.approx(predictor.logits(TEXTS), rel=0.03, abs=0.5)
     assert predictor.evaluate(data) == classification.score(exact, [0] * 9)
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from helpers import checkpoints, data, tasks, training
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, shared_folder
 
 # Runs fine_tune as the tests do, and dies by SIGKILL at the n-th of the moments that matter:
 # before each update, and before each file of a checkpoint is written or removed.
@@ -337,25 +337,20 @@ def test_two_processes_do_what_one_does(still_checkpoint, tmp_path):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("task, chosen", [
-    ("text-classification", {"batch_size": 32, "epochs": 5.0, "learning_rate": 3e-4}),
-    ("token-classification", {"batch_size": 16, "epochs": 10.0, "learning_rate": 5e-4})])
-def test_two_processes_reach_the_metric_of_one(tmp_path, task, chosen):
-    module, splits = tasks.module(task), data.load("embedded", task)
-    # one point of a few test rows is one or two of them: pooled with validation, over the seeds
-    gold = 3 * [row for name in ("validation", "test") for row in module.gold(splits[name])]
-    scores = {}
-    for processes in (1, 2):
-        predicted = []
-        for seed in range(3):
+def test_two_processes_reach_the_metric_of_one(tmp_path):
+    # on the few embedded rows one seed alone moves the metric by several points
+    dataset, task = shared_folder("hub", "lhoestq", "conll2003"), "token-classification"
+    scores = {1: [], 2: []}
+    for seed in range(3):
+        for processes, found in scores.items():
             folder = tmp_path / f"{processes}-{seed}"
             torchrun(options("embedded", folder, task=task, seed=seed, precision="bf16",
-                             **chosen), processes)
-            model = module.load(folder / "model", "cpu")
-            for name in ("validation", "test"):
-                predicted += model.predictions(splits[name])
-        scores[processes] = module.score(predicted, gold)[module.METRIC]
-    assert abs(scores[1] - scores[2]) <= 0.01, scores
+                             dataset=dataset, batch_size=32, epochs=3.0, learning_rate=3e-4,
+                             max_train_samples=6000, max_eval_samples=1500), processes)
+            metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
+            found.append(metrics["test_span_f1"])
+    print("span F1 by processes and seed", scores)
+    assert abs(sum(scores[1]) - sum(scores[2])) / 3 <= 0.01, scores
 
 
 # ---------------------------------------------------------------- a reader's own files

@@ -65,10 +65,10 @@ def load_parts(auto_class, folder: str | Path, device: str, precision: str):
     """
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision: the fine-tuned tasks have no {precision}; use fp32 or bf16")
-    model = auto_class.from_pretrained(folder, dtype=checkpoints.pick_dtype(precision),
-                                       use_safetensors=True)
-    model.to(checkpoints.pick_device(device))
-    onednn.pack(model)
+    device, dtype = checkpoints.pick_device(device), checkpoints.pick_dtype(precision)
+    model = auto_class.from_pretrained(folder, dtype=onednn.stored(device, dtype),
+                                       use_safetensors=True).to(device)
+    onednn.pack(model, dtype)
     return model, AutoTokenizer.from_pretrained(folder)
 
 
