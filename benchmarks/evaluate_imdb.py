@@ -13,6 +13,9 @@ import argparse
 import time
 from pathlib import Path
 
+import torch
+from transformers import AutoModelForMaskedLM
+
 from benchmarks import results
 from helpers import checkpoints, data, evaluation, fill_mask, pretraining
 
@@ -52,9 +55,10 @@ def measure(checkpoint: str = "embedded", folder: Path | None = None, words: int
     whole = evaluation.score_words(fill, masked, progress=True)
     add(f"fill-mask{suffix}", evaluation.measure(whole, seed=seed), time.monotonic() - began)
     if precision == "fp32":
-        layers = fill.model.config.num_hidden_layers // 2
-        smaller = fill_mask.FillMask(pretraining.student_of(fill.model, layers).to(fill.device),
-                                     fill.tokenizer)
+        whole_model = AutoModelForMaskedLM.from_pretrained(place, dtype=torch.float32)
+        layers = whole_model.config.num_hidden_layers // 2
+        smaller = fill_mask.FillMask(
+            pretraining.student_of(whole_model, layers).to(fill.device), fill.tokenizer)
         began = time.monotonic()
         half = evaluation.score_words(smaller, masked, progress=True)
         seconds = time.monotonic() - began

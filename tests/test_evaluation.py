@@ -277,9 +277,9 @@ def test_the_unigram_baseline_is_a_sorted_list_of_counts(fill):
     assert set(words["predicted"][:2]) <= {"the", "cat"}
 
 
-def test_two_checkpoints_side_by_side(fill, reviews):
+def test_two_checkpoints_side_by_side(fill, plain, reviews):
     masked = evaluation.mask_words(reviews[:10], fill.tokenizer, 4, max_length=48)
-    other = fill_mask.FillMask(student_of(fill.model, 1), fill.tokenizer)
+    other = fill_mask.FillMask(student_of(plain[0], 1), fill.tokenizer)
     one, two = (evaluation.score_words(each, masked) for each in (fill, other))
     a, b = evaluation.measure(one, n=50), evaluation.measure(two, n=50)
     for name, difference in evaluation.compare(one, two, n=50).items():
