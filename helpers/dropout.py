@@ -48,10 +48,9 @@ def attention(module, query: torch.Tensor, key: torch.Tensor, value: torch.Tenso
 def quicken(model: torch.nn.Module) -> None:
     """Let a transformers model drop elements in this way, its attention and its modules alike."""
     model.set_attn_implementation(ATTENTION)
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is torch.nn.Dropout:
-                setattr(parent, name, Dropout(child.p).train(child.training))
+    for module in model.modules():
+        if type(module) is torch.nn.Dropout:
+            module.__class__ = Dropout
 
 
 AttentionInterface.register(ATTENTION, attention)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from helpers import checkpoints, onednn, report
+from helpers import onednn, report
 
 BATCH_TOKENS = {"cpu": 512, "cuda": 16384, "mps": 4096}
 MASKS_AT_ONCE = 256  # rows of the vocabulary projection held in memory: 256 x 30,522 x 4 bytes
@@ -40,16 +40,11 @@ def load(folder: str | Path, device: str = "auto", precision: str = "fp32") -> "
     """
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision: fill_mask has no {precision}; use fp32 or bf16")
-    device, dtype = checkpoints.pick_device(device), checkpoints.pick_dtype(precision)
-    model, loading = AutoModelForMaskedLM.from_pretrained(
-        folder, dtype=onednn.stored(device, dtype), use_safetensors=True,
-        output_loading_info=True)
+    model, loading = onednn.load(AutoModelForMaskedLM, folder, device, precision)
     if missing := sorted(loading["missing_keys"]):  # transformers fills them at random
         raise ValueError(f"checkpoint: {folder} has no weights for {', '.join(missing[:3])}"
                          f"{', ...' if missing[3:] else ''}; give a masked language model saved "
                          "with its head")
-    model.to(device)
-    onednn.pack(model, dtype)
     return FillMask(model, AutoTokenizer.from_pretrained(folder))
 
 

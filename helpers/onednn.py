@@ -7,10 +7,13 @@ the operations used here are those that torch's own compiler emits.
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
+
+from helpers import checkpoints
 
 PLAIN = "none", [], ""  # nothing fused to the product
 
@@ -47,15 +50,6 @@ def linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable:
         partial(F.linear, weight=weight, bias=bias)
 
 
-def stored(device: str | torch.device, dtype: torch.dtype) -> torch.dtype:
-    """The number format to load a model in that `pack` then gives products in `dtype`.
-
-    float32 where oneDNN has that format: what is kept between two products is not rounded then,
-    and the words stay the same more often.
-    """
-    return torch.float32 if available(device, dtype) else dtype
-
-
 def pack(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Replace a model's linear layers for inference, but for one that shares the embeddings.
 
@@ -69,6 +63,22 @@ def pack(model: PreTrainedModel, dtype: torch.dtype) -> None:
             if type(child) is torch.nn.Linear and child is not tied:
                 bias = None if child.bias is None else child.bias.to(dtype)
                 setattr(parent, name, Packed(child.weight.to(dtype), bias))
+
+
+def load(auto_class, folder: str | Path, device: str, precision: str
+         ) -> tuple[PreTrainedModel, dict]:
+    """A checkpoint's model for inference, on its device, and what the loading found.
+
+    Its linear layers compute in the precision's number format. All else stays float32 where
+    oneDNN has that format, so that nothing is rounded between two products and words stay the
+    same more often; elsewhere the whole model is in that format.
+    """
+    device, dtype = checkpoints.pick_device(device), checkpoints.pick_dtype(precision)
+    model, loading = auto_class.from_pretrained(
+        folder, dtype=torch.float32 if available(device, dtype) else dtype,
+        use_safetensors=True, output_loading_info=True)
+    pack(model.to(device), dtype)
+    return model, loading
 
 
 class _Product(torch.autograd.Function):

@@ -169,7 +169,7 @@ def test_tied_weights_may_be_left_out_of_the_file(fill, checkpoint, tmp_path):
     for stored in ({}, {"vocab_projector.weight": words.clone()}):
         weights.pop("vocab_projector.weight", None)
         save_file(weights | stored, tmp_path / "model.safetensors", {"format": "pt"})
-        assert_same(fill_mask.load(tmp_path, "cpu")(text)[0], fill(text)[0], tolerance=5e-6)
+        assert_same(fill_mask.load(tmp_path, "cpu")(text)[0], fill(text)[0], tolerance=1e-6)
 
 
 def test_the_vocabulary_projection_sees_the_masks_only(fill, texts):
@@ -250,7 +250,7 @@ def test_a_stream_answers_in_order_and_reads_no_further_than_its_window(fill, te
     first = next(answers)
     assert len(read) == 16
     for streamed, listed in zip([first, *answers], fill(some, top_k=3), strict=True):
-        assert_same(streamed, listed, tolerance=5e-6)
+        assert_same(streamed, listed, tolerance=1e-6)
 
 
 def test_a_stream_can_return_what_is_wrong_in_place(fill):
@@ -258,7 +258,7 @@ def test_a_stream_can_return_what_is_wrong_in_place(fill):
     answers = list(fill.stream(texts, on_error="return", window=2))
     assert [getattr(a, "code", None) for a in answers] == [None, "no_mask", None, "not_text", None]
     assert [a.row for a in answers if isinstance(a, fill_mask.BadText)] == [1, 3]
-    assert_same(answers[4], fill(texts[4])[0], tolerance=5e-6)
+    assert_same(answers[4], fill(texts[4])[0], tolerance=1e-6)
     with pytest.raises(ValueError, match="^row 1: "):
         list(fill.stream(texts, window=2))
 

@@ -9,7 +9,6 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc's setting
 
 STEP = """
 import resource
-from contextlib import nullcontext
 import torch
 from helpers import memory
 

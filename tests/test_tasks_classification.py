@@ -7,7 +7,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from sklearn.metrics import f1_score
 from transformers import AutoTokenizer, pipeline
 
-from helpers import evaluation, tasks
+from helpers import evaluation, onednn, tasks
 from helpers.tasks import classification
 
 NAMES = ["sad", "glad", "cross"]
@@ -128,6 +128,8 @@ def test_predictions_cut_long_rows_and_bf16_agrees(predictor, folder):
     exact = predictor.predictions(data)
     assert exact[:8] == [NAMES.index(row[0]["label"]) for row in predictor(TEXTS)]
     half = classification.load(folder, "cpu", "bf16")
+    products = {m.dtype for m in half.model.modules() if isinstance(m, onednn.Packed)}
+    assert (products or {half.model.dtype}) == {torch.bfloat16}
     assert not np.array_equal(half.logits(TEXTS), predictor.logits(TEXTS))
     assert half.logits(TEXTS) == pytest.approx(predictor.logits(TEXTS), rel=0.03, abs=0.5)
     assert predictor.evaluate(data) == classification.score(exact, [0] * 9)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, logging
 
-from helpers import checkpoints, onednn, report
+from helpers import onednn, report
 
 MODULES = {"text-classification": "classification", "token-classification": "tagging",
            "question-answering": "answering"}
@@ -65,10 +65,7 @@ def load_parts(auto_class, folder: str | Path, device: str, precision: str):
     """
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision: the fine-tuned tasks have no {precision}; use fp32 or bf16")
-    device, dtype = checkpoints.pick_device(device), checkpoints.pick_dtype(precision)
-    model = auto_class.from_pretrained(folder, dtype=onednn.stored(device, dtype),
-                                       use_safetensors=True).to(device)
-    onednn.pack(model, dtype)
+    model, _ = onednn.load(auto_class, folder, device, precision)
     return model, AutoTokenizer.from_pretrained(folder)
 
 
