@@ -50,16 +50,18 @@ ROWS = {
                                                               "rounds": 2, **sizes}, minutes,
                                        BASE, False)
        for (name, task), sizes, minutes in zip(TASKS.items(), (
-           {"rows": 64}, {"rows": 64}, {"rows": 8, "batch_size": 8}), (3, 1.5, 3))},
-    "batch-base": Row("batch.run", {"model": "base", "rows": 200, "rounds": 2}, 1.5, BASE, False),
+           {"rows": 64}, {"rows": 64}, {"rows": 24, "batch_size": 8}), (3, 1.5, 6))},
+    "batch-base": Row("batch.run", {"model": "base", "rows": 1000, "rounds": 2}, 5, BASE, False),
     "start-base": Row("start.run", {"model": "base", "rounds": 2}, 1.5, BASE, False),
     "agreement": Row("agreement.run", {}, 5, "bf16 and int8 on real imdb", False, True),
     **{f"to-metric-{name}": Row("training_speed.to_metric", {"task": task, **sizes}, minutes,
                                 f"seconds and metric on {training}", False, True)
        for (name, task), training, sizes, minutes in zip(
            TASKS.items(), ("dair-ai/emotion", "lhoestq/conll2003", "rajpurkar/squad"),
-           ({"rows": 1000, "held_rows": 500}, {"rows": 1000, "held_rows": 500},
-            {"rows": 400, "held_rows": 200, "batch_size": 8}), (10, 5, 15))},
+           ({"rows": 2000, "epochs": 2.0, "batch_size": 8},
+            {"rows": 1500, "epochs": 3.0, "batch_size": 16, "held_rows": 500},
+            {"rows": 800, "epochs": 2.0, "batch_size": 8, "held_rows": 300, "looks": 4}),
+           (25, 8, 40))},
     "batch-volume": Row("batch.volume", {}, 10, "10,000 and 100,000 rows", False),
     "gpu": Row("bulk.on_gpu", {}, 2, "tokens/s on a CUDA device", False),
 }
@@ -79,12 +81,11 @@ def save(name: str, measured: list, seconds: float, file: Path) -> None:
     from benchmarks import harness, results
     from helpers import report
 
-    for one in measured:
-        new = harness.to_results(name, one, seconds, ROWS[name].needs_data)
-        same = (one.task, one.data, one.split)
-        report.save_json(file, [r for r in results.load(file)
-                                if (r["task"], r["data"], r["split"]) != same])
-        results.add(new, file)
+    new = [row for one in measured
+           for row in harness.to_results(name, one, seconds, ROWS[name].needs_data)]
+    commands = {row["command"] for row in new}
+    report.save_json(file, [r for r in results.load(file) if r["command"] not in commands])
+    results.add(new, file)
 
 
 def main(arguments: list[str] | None = None) -> int:
