@@ -21,7 +21,7 @@ from werkzeug.exceptions import HTTPException
 # On Azure the project lies in a folder below the one that the server puts on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from helpers import checkpoints, contract, fill_mask, tasks  # noqa: E402
+from helpers import checkpoints, contract, fill_mask, memory, tasks  # noqa: E402
 
 HEADS = {"ForMaskedLM": "fill-mask", "ForSequenceClassification": "text-classification",
          "ForTokenClassification": "token-classification",
@@ -39,6 +39,7 @@ def init():
                              tokens=number("MAX_TOKENS", contract.Limits.tokens),
                              answer_bytes=number("MAX_ANSWER_BYTES", contract.Limits.answer_bytes))
     module = fill_mask if task == "fill-mask" else tasks.module(task)
+    memory.keep_products(256)
     predict = module.load(folder, precision=os.environ.get("PRECISION", "fp32"))
     service.update(task=task, limits=limits, predict=predict, model=describe(task, predict))
     publish_swagger(task)

@@ -1,10 +1,11 @@
-"""What the C library does with memory that is free, where that decides time or size.
+"""What is done with memory that is free, where that decides time or size.
 
-Only glibc, Linux's usual one, has these settings; elsewhere the functions do nothing.
+The settings of the C library are those of glibc, Linux's usual one; others are left alone.
 """
 
 import contextlib
 import ctypes
+import os
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX = -1, -2, -3, -4  # of glibc's malloc.h
 MiB = 2**20
@@ -22,6 +23,16 @@ def give_back_blocks() -> None:
     more than 100 MB.
     """
     _call("mallopt", MMAP_THRESHOLD, MiB)
+
+
+def keep_products(number: int) -> None:
+    """Have oneDNN and torch keep so many compiled products each; call before the first one.
+
+    A product is compiled for each shape and takes up to half a megabyte. By themselves they keep
+    1,024: texts of ever new lengths then make a process grow by hundreds of megabytes.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(number))
 
 
 @contextlib.contextmanager

@@ -77,6 +77,23 @@ print(start, resident())
     assert after < before + 8
 
 
+def test_of_the_products_of_many_shapes_few_are_kept():
+    plain, bounded = (run(f"""
+import os
+from helpers import onednn
+os.environ.pop("ONEDNN_PRIMITIVE_CACHE_CAPACITY", None)
+os.environ.pop("LRU_CACHE_CAPACITY", None)
+{setting}
+layer = onednn.linear(torch.ones(384, 384), None)
+layer(torch.ones(1000, 384))
+start = resident()
+for rows in range(1, 1000):
+    layer(torch.ones(rows, 384))
+print(resident() - start)
+""")[0] for setting in ("", "memory.keep_products(64)"))
+    assert bounded < plain / 4
+
+
 def test_other_c_libraries_are_left_alone(monkeypatch):
     from helpers import memory
 
