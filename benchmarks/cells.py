@@ -1,5 +1,6 @@
 """How tables write what was measured."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -47,5 +48,11 @@ def over_seeds(rows: Sequence[Mapping]) -> str:
 
 
 def measured_on(rows: Sequence[Mapping]) -> str:
-    """The last paragraph of a table: every machine that its rows name."""
-    return f"\nMeasured on {' and on '.join(sorted({row['hardware'] for row in rows}))}.\n"
+    """The last paragraph of a table: every machine that its rows name, with its days."""
+    days: dict[str, set[str]] = {}
+    for row in rows:
+        machine, day = re.fullmatch(r"(.*?)(?:; (\d{4}-\d\d-\d\d))?", row["hardware"]).groups()
+        days.setdefault(machine, set()).update([day] if day else [])
+    named = [f"{machine}; {', '.join(sorted(found))}" if found else machine
+             for machine, found in sorted(days.items())]
+    return f"\nMeasured on {' and on '.join(named)}.\n"
