@@ -49,7 +49,7 @@ def init():
     if "THREADS" in os.environ:
         torch.set_num_threads(int(os.environ["THREADS"]))
     memory.give_back_blocks()
-    memory.keep_products(64)
+    memory.keep_products(16)
     service.update(
         fill=fill_mask.load(checkpoints.deployed(), settings["device"], settings["precision"]),
         top_k=settings["top_k"], output=Path(os.environ["AZUREML_BI_OUTPUT_PATH"]))
