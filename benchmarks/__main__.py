@@ -61,7 +61,7 @@ ROWS = {
            ({"rows": 2000, "epochs": 2.0, "batch_size": 8},
             {"rows": 1500, "epochs": 3.0, "batch_size": 16, "held_rows": 500},
             {"rows": 800, "epochs": 2.0, "batch_size": 8, "held_rows": 300, "looks": 4}),
-           (25, 8, 40))},
+           (25, 8, 50))},
     "batch-volume": Row("batch.volume", {}, 10, "10,000 and 100,000 rows", False),
     "gpu": Row("bulk.on_gpu", {}, 2, "tokens/s on a CUDA device", False),
 }

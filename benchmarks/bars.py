@@ -24,6 +24,7 @@ class Bar(NamedTuple):
 PRODUCTS = "three quarters of our time are products, at the processor's own rate"
 REST = "the products get quicker; softmax, norms, rounding and spelling the words do not"
 UPDATE = "the update of all weights takes as long whatever the padding"
+RATE = "(samples/s|seconds to .*)"
 # Task and metric are patterns of the whole name; the first that fits counts.
 BARS = (
     Bar("fill-mask in bulk", "ours, fp32 over pipeline.*", 2.2, why=PRODUCTS),
@@ -38,9 +39,11 @@ BARS = (
     Bar("online", "ours, 2 workers, 8 clients over mlflow.*: requests/s", 4,
         why="the clients take their share of the same two cores"),
     Bar("online", "ours: failed requests", most=0),
-    Bar("fine-tuning, text-classification", "ours.* over run_.*", 3, why=UPDATE),
-    Bar("fine-tuning, token-classification", "ours.* over .*", 1.2, why=UPDATE),
-    Bar("fine-tuning, question-answering", "ours.* over run_.*", 1.8,
+    Bar("(fine-tuning|time to metric), text-classification", f"ours.* over run_.*: {RATE}", 3,
+        why=UPDATE),
+    Bar("(fine-tuning|time to metric), token-classification", f"ours.* over .*: {RATE}", 1.2,
+        why=UPDATE),
+    Bar("(fine-tuning|time to metric), question-answering", f"ours.* over run_.*: {RATE}", 1.8,
         why="windows of long contexts leave less padding to save"),
     Bar("evaluation speed", "ours.* over pipeline, one at a time.*", 6, why=PRODUCTS),
     Bar("evaluation speed", "ours.* over pipeline, batches.*", 2, why=PRODUCTS),
@@ -50,10 +53,6 @@ BARS = (
         why="nearly all of it is the import of the same torch and transformers", by_spread=True),
     Bar("time to metric, .*", "ours.* less .*", 0, why="more than one standard error below",
         by_spread=True),
-    Bar("time to metric, text-classification", "ours.* over run_.*: seconds to .*", 3, why=UPDATE),
-    Bar("time to metric, token-classification", "ours.* over .*: seconds to .*", 1.2, why=UPDATE),
-    Bar("time to metric, question-answering", "ours.* over run_.*: seconds to .*", 1.8,
-        why="windows of long contexts leave less padding to save"),
     Bar("fast formats on real text", "bf16: same first word.*", 0.99, why=""),
     Bar("fast formats on real text", "int8: same first word.*", 0.98,
         why="rounding moves words that are nearly as likely"),
