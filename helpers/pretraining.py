@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, BertForMaskedLM
 from transformers import BertModel, DistilBertConfig, DistilBertForMaskedLM, PreTrainedModel
 
-from helpers import checkpoints, parameters, report
+from helpers import checkpoints, memory, parameters, report
 
 IGNORED = -100  # the label of a position that is not predicted, as everywhere in transformers
 PAPER_WEIGHTS = {"distillation": 5.0, "masked_lm": 2.0, "cosine": 1.0}  # Sanh et al.'s code
@@ -280,7 +280,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
     """Cross-entropy of `hidden @ weight.T + bias`, the mean over rows, a few rows at a time.
 
     The logits of 1,200 masked tokens over 30,522 words are 150 MB; in slices that stay in the
-    processor's cache, with their gradient taken at once, the same loss takes half the time.
+    processor's cache, with their slopes taken at once, the same loss takes half the time.
     """
 
     @staticmethod
@@ -288,20 +288,17 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         rows = max(len(labels), 1)
         exact = torch.promote_types(hidden.dtype, torch.float32)
         grad_hidden = torch.empty_like(hidden)
-        grad_weight, grad_bias = (torch.zeros_like(x, dtype=exact) for x in (weight, bias))
+        slopes = hidden.new_empty(len(labels), len(weight))
         loss = hidden.new_zeros((), dtype=exact)
-        for h, y, g in zip(hidden.split(256), labels.split(256), grad_hidden.split(256)):
-            logits = torch.addmm(bias, h, weight.t()).to(exact)
-            total = torch.logsumexp(logits, dim=-1, keepdim=True)
-            loss += (total - logits.gather(1, y[:, None])).sum()
-            slope = logits.sub_(total).exp_()
-            slope.scatter_add_(1, y[:, None], -torch.ones_like(slope[:, :1]))
-            slope.div_(rows)
-            grad_bias += slope.sum(0)
-            slope = slope.to(h.dtype)
-            g.copy_(slope @ weight)
-            grad_weight += slope.t() @ h
-        ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype))
+        for h, y, g, slope in zip(*(x.split(256) for x in (hidden, labels, grad_hidden, slopes))):
+            logs = torch.log_softmax(torch.addmm(bias, h, weight.t()), dim=-1, dtype=exact)
+            loss -= logs.gather(1, y[:, None]).sum()
+            shares = logs.exp_()
+            shares.scatter_add_(1, y[:, None], -torch.ones_like(shares[:, :1]))
+            slope.copy_(shares.div_(rows))
+            torch.mm(slope, weight, out=g)
+        grad_bias = slopes.sum(0, dtype=exact).to(bias.dtype)
+        ctx.save_for_backward(grad_hidden, slopes.t() @ hidden, grad_bias)
         return loss / rows
 
     @staticmethod
@@ -335,15 +332,30 @@ def _parameter_groups(model: DistilBertForMaskedLM, layer_decay: float) -> list[
             depth = layers - int(name.split(".")[3])
         groups.append({"params": [parameter], "scale": layer_decay**depth,
                        "weight_decay": 0.01 if parameter.ndim > 1 else 0.0,
-                       "head": not name.startswith("distilbert.")})
+                       "head": not name.startswith("distilbert."),
+                       "matrix": ".layer." in name and parameter.ndim == 2})
     return groups
+
+
+def _optimizers(groups: list[dict], peak: float, kind: str) -> list[torch.optim.Optimizer]:
+    """AdamW for every parameter, or Muon for the layers' matrices and AdamW for the others.
+
+    Muon's steps are scaled to the size of AdamW's, so that both take one learning rate.
+    Source: Jordan et al. 2024; Liu et al. 2025 (the scale).
+    """
+    muon = [g for g in groups if g["matrix"] and kind == "muon"]
+    rest = [g for g in groups if not (g["matrix"] and kind == "muon")]
+    optimizers = [torch.optim.AdamW(rest, lr=peak, betas=(0.9, 0.98), fused=True)]
+    if muon:
+        optimizers.append(torch.optim.Muon(muon, lr=peak, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
 
 
 class Pretrainer:
     """The masked-LM loop over packed sequences: exact to resume, bf16 with fp32 masters.
 
     Batches and masks depend on (seed, step) alone and there is no dropout, so the state is the
-    step, the weights and the optimizer. `hold` keeps the last hidden states of the visible
+    step, the weights and the optimizers. `hold` keeps the last hidden states of the visible
     tokens near those that the starting encoder gives for the clean text (cosine loss of that
     weight). `tokens` is the length of the schedule; the other shares are shares of it.
     Raises ValueError where the packed sequences do not fill one batch.
@@ -353,7 +365,8 @@ class Pretrainer:
                  tokens: int, seed: int = 0, batch_size: int = 32, mask_rate: float = 0.3,
                  peak: float = 5e-4, warmup: float = 0.02, decay: float = 0.5,
                  head_first: float = 0.04, layer_decay: float = 0.9, hold: float = 0.0,
-                 dtype: torch.dtype = torch.bfloat16, device: str = "cpu"):
+                 optimizer: str = "adamw", dtype: torch.dtype = torch.bfloat16,
+                 device: str = "cpu"):
         if len(packed) < batch_size:
             raise ValueError(f"{len(packed)} packed sequences do not fill a batch of {batch_size}; "
                              "give more text, or a smaller batch_size or length")
@@ -373,7 +386,7 @@ class Pretrainer:
         self.masters = [p.detach().float().clone() for p in self.working]
         for group, master in zip(groups, self.masters):
             group["params"] = [master]
-        self.optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), fused=True)
+        self.optimizers = _optimizers(groups, peak, optimizer)
 
     @property
     def tokens_seen(self) -> int:
@@ -417,7 +430,7 @@ class Pretrainer:
         losses = self.losses(*self.batch(self.step))
         sum(self.weights[name] * loss for name, loss in losses.items()).backward()
         rate = learning_rate(self.tokens_seen, self.tokens, self.peak, self.warmup, self.decay)
-        for group in self.optimizer.param_groups:
+        for group in (g for o in self.optimizers for g in o.param_groups):
             group["lr"] = rate * group["scale"] * (group["head"] or not self.head_only)
         self._update()
         self.step += 1
@@ -428,18 +441,20 @@ class Pretrainer:
             master.grad = None if parameter.grad is None else parameter.grad.float()
             parameter.grad = None
         torch.nn.utils.clip_grad_norm_(self.masters, 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         with torch.no_grad():
             for parameter, master in zip(self.working, self.masters):
                 parameter.copy_(master)
 
     def state_dict(self) -> dict:
         return {"step": self.step, "masters": self.masters,
-                "optimizer": self.optimizer.state_dict()}
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
 
     def load_state_dict(self, state: dict) -> None:
         self.step = state["step"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
         with torch.no_grad():
             for master, parameter, saved in zip(self.masters, self.working, state["masters"]):
                 master.copy_(saved)
@@ -643,6 +658,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--layer_decay", type=share, default=0.9, help="learning rate of a layer to the one above")
     add("--hold", type=_number(float, 0), default=1.0,
         help="weight of the cosine loss to the starting encoder")
+    add("--optimizer", choices=("adamw", "muon"), default="adamw",
+        help="of the layers' matrices; all else learns by AdamW")
     add("--seed", type=_number(int, 0, 2**32 - 1), default=0, help=parameters.TYPES["seed"][1])
     add("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto",
         help=parameters.TYPES["device"][1])
@@ -687,9 +704,10 @@ def _pretrain(a: argparse.Namespace) -> None:
     trainer = Pretrainer(model, tokenizer, train, seed=a.seed, batch_size=a.batch_size,
                          mask_rate=a.mask_rate, peak=a.learning_rate, warmup=a.warmup,
                          decay=a.decay, head_first=a.head_first,
-                         layer_decay=a.layer_decay, hold=a.hold,
+                         layer_decay=a.layer_decay, hold=a.hold, optimizer=a.optimizer,
                          tokens=a.tokens, dtype=checkpoints.pick_dtype(a.precision), device=device)
-    _train(trainer, held, a.output_dir, a.save_every)
+    with memory.kept():
+        _train(trainer, held, a.output_dir, a.save_every)
     with torch.no_grad():
         for parameter, master in zip(trainer.working, trainer.masters):
             parameter.data = master.data

@@ -322,9 +322,38 @@ def test_the_masked_lm_loop_agrees_with_a_plain_one(tokenizer, packed):
     assert trainer.tokens_seen == trainer.tokens
 
 
-def test_the_encoder_is_fixed_while_the_head_learns(tokenizer, packed):
+def test_muon_steps_along_the_nearest_orthogonal_matrix(tokenizer, packed):
+    """A first step of Muon is the gradient with its singular values made one, about."""
+    def new(optimizer):
+        return p.Pretrainer(tiny_model(), tokenizer, packed, tokens=4 * 32, batch_size=4,
+                            peak=1e-2, warmup=0, decay=0, head_first=0.0, layer_decay=1.0,
+                            optimizer=optimizer, dtype=torch.float32)
+    muon, adamw = new("muon"), new("adamw")
+    names = [name for name, _ in muon.model.named_parameters()]
+    before = [master.clone() for master in muon.masters]
+    sum(muon.losses(*muon.batch(0)).values()).backward()
+    gradients = [parameter.grad.clone() for parameter in muon.working]
+    muon.model.zero_grad()
+    muon.train_step()
+    adamw.train_step()
+    matrices = 0
+    for name, start, gradient, one, two in zip(names, before, gradients, muon.masters,
+                                               adamw.masters):
+        if name.startswith("distilbert.transformer.") and start.ndim == 2:
+            matrices += 1
+            step = (start * (1 - 1e-2 * 0.01) - one) / (1e-2 * 0.2 * max(start.shape) ** 0.5)
+            assert 0.6 < torch.linalg.svdvals(step).median() < 1.3
+            left, _, right = torch.linalg.svd(gradient, full_matrices=False)
+            assert F.cosine_similarity(step.ravel(), (left @ right).ravel(), dim=0) > 0.8
+        else:
+            assert torch.equal(one, two), name
+    assert matrices == 2 * 6  # of two layers: query, key, value, output and two feed-forward
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_encoder_is_fixed_while_the_head_learns(tokenizer, packed, optimizer):
     trainer = p.Pretrainer(tiny_model(), tokenizer, packed, tokens=4 * 4 * 32, batch_size=4,
-                           peak=1e-2, warmup=0, head_first=0.5, hold=1.0)
+                           peak=1e-2, warmup=0, head_first=0.5, hold=1.0, optimizer=optimizer)
     start = copy.deepcopy(trainer.model.state_dict())
     assert [set(trainer.train_step()) for _ in range(2)] == [{"masked_lm"}] * 2
     now = trainer.model.state_dict()
@@ -423,12 +452,13 @@ def test_distillation_makes_the_student_agree_with_its_teacher(tokenizer, packed
     assert losses[-1]["cosine"] < losses[0]["cosine"] / 2
 
 
-def test_a_state_goes_on_bit_by_bit(tokenizer, packed):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_state_goes_on_bit_by_bit(tokenizer, packed, optimizer):
     teacher = tiny_model(layers=2, seed=5)
 
     def new():
         return p.Distiller(p.student_of(teacher, 1), teacher, tokenizer, packed,
-                           tokens=6 * 4 * 32, batch_size=4, peak=1e-2)
+                           tokens=6 * 4 * 32, batch_size=4, peak=1e-2, optimizer=optimizer)
     whole, first, second = new(), new(), new()
     expected = [whole.train_step() for _ in range(6)]
     got = [first.train_step() for _ in range(3)]
