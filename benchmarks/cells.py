@@ -5,6 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from benchmarks import results
+from helpers import checkpoints
+
+OURS = "distilbert-mini-uncased"
 EMPTY = "Not measured yet.\n"
 BRACKETS = "In brackets: the 95 % bootstrap interval; with several seeds, the lowest and the " \
     "highest of them."
@@ -55,4 +59,15 @@ def measured_on(rows: Sequence[Mapping]) -> str:
         days.setdefault(machine, set()).update([day] if day else [])
     named = [f"{machine}; {', '.join(sorted(found))}" if found else machine
              for machine, found in sorted(days.items())]
-    return f"\nMeasured on {' and on '.join(named)}.\n"
+    older = len(of_older_weights(rows))
+    return f"\nMeasured on {' and on '.join(named)}." + (
+        f" {older:,} of these {len(rows):,} figures were measured with the first version of "
+        f"{OURS}; its card says how the two differ." if older else "") + "\n"
+
+
+def of_older_weights(rows: Iterable[Mapping]) -> list[Mapping]:
+    """The rows about the embedded checkpoint that were measured with other weights than it has."""
+    now = {None, results.sha256(checkpoints.EMBEDDED)}
+    fitted = ((row, re.search(r"\((.+), \d+ training rows\)$", row["data"])) for row in rows)
+    return [row for row, of in fitted
+            if (of is None or of[1] == OURS) and row["checkpoint_sha256"] not in now]

@@ -14,7 +14,7 @@ from helpers import report
 FILE = Path(__file__).with_name("results.json")
 FIELDS = ["task", "data", "split", "rows", "metric", "value", "low", "high", "seed", "command",
           "hardware", "seconds", "commit", "checkpoint_sha256"]
-KEY = ["task", "data", "split", "metric", "seed", "checkpoint_sha256"]  # one row each
+KEY = ["task", "data", "split", "metric", "seed"]  # one row each, the one measured last
 
 
 def load(path: Path = FILE) -> list[dict]:
@@ -33,11 +33,15 @@ def row(*, task: str, data: str, split: str, rows: int, metric: str, value: floa
     if re.search(r"(^|[\s=\"'])[/~]", command):
         raise ValueError(f"command: {command!r} names a path of this machine; "
                          "write it as a reader would type it in the project")
-    weights = checkpoint and Path(checkpoint) / "model.safetensors"
     return {"task": task, "data": data, "split": split, "rows": rows, "metric": metric,
             "value": value, "low": low, "high": high, "seed": seed, "command": command,
             "hardware": hardware(device), "seconds": round(seconds, 1), "commit": commit(),
-            "checkpoint_sha256": weights and hashlib.sha256(weights.read_bytes()).hexdigest()}
+            "checkpoint_sha256": checkpoint and sha256(Path(checkpoint))}
+
+
+def sha256(checkpoint: Path) -> str:
+    """Which weights a checkpoint's folder holds."""
+    return hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
 
 
 def add(new: Iterable[dict], path: Path = FILE) -> None:

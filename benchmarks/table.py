@@ -11,15 +11,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from benchmarks import details, results
 from benchmarks.bars import find_bar, verdict
-from benchmarks.cells import BRACKETS, EMPTY, figure, grouped, markdown, measured_on, number, \
-    over_seeds
+from benchmarks.cells import BRACKETS, EMPTY, OURS, figure, grouped, markdown, measured_on, \
+    number, over_seeds
 from helpers.checkpoints import PROJECT
 
 FILES = (PROJECT / "README.md", PROJECT / "benchmarks/README.md",
          PROJECT / "samples/checkpoints/distilbert-mini-uncased/README.md")
 BLOCK = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 ENCODER, BASELINE = "all-MiniLM-L6-v2", "the most frequent words"
-OURS = "distilbert-mini-uncased"
 # What others report for DistilBERT of 66 million parameters: (data, split, metric, value, source).
 # Only figures that we can name a source for.
 PUBLISHED = [

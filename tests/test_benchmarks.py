@@ -466,6 +466,19 @@ def test_tables():
         table.render("<!-- table:none -->\n<!-- /table -->", rows)
 
 
+def test_figures_of_weights_that_are_gone_are_counted():
+    now = results.sha256(checkpoints.EMBEDDED)
+    fitted = "dair-ai/emotion ({}, 16000 training rows)"
+    shas = [("here", None), ("here", now), ("here", "gone"), (fitted.format(cells.OURS), now),
+            (fitted.format(cells.OURS), "gone"), (fitted.format(table.ENCODER), "its own")]
+    rows = [{**some("fill-mask", f"accuracy@{k}", 0.5, data=data), "checkpoint_sha256": sha}
+            for k, (data, sha) in enumerate(shas, 1)]
+    assert cells.of_older_weights(rows) == [rows[2], rows[4]]
+    assert "2 of these 6 figures were measured with the first version of " in \
+        cells.measured_on(rows)
+    assert "first version" not in cells.measured_on(rows[:2])
+
+
 @pytest.mark.parametrize("task, metric, value, high, bar, said", [
     ("fill-mask in bulk", "ours, fp32 over pipeline, batches of 8: texts/s", 2.3, 2.4, "2.20",
      "reached"),
