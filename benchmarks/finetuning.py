@@ -29,7 +29,7 @@ REAL = {
 }
 # The notebooks' defaults on the embedded data.
 EMBEDDED = {
-    "text-classification": {"epochs": 5, "learning_rate": 3e-4, "batch_size": 32},
+    "text-classification": {"epochs": 8, "learning_rate": 1e-4, "batch_size": 32},
     "token-classification": {"epochs": 10, "learning_rate": 5e-4, "batch_size": 16},
     "question-answering": {"epochs": 3, "learning_rate": 5e-4, "batch_size": 16},
 }
