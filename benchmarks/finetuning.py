@@ -19,7 +19,7 @@ import pandas as pd
 from datasets import concatenate_datasets
 
 from benchmarks import results
-from helpers import checkpoints, data, evaluation, tasks, training
+from helpers import checkpoints, data, evaluation, runner, tasks, training
 
 # Hub name, then the settings of the notebooks' parameter files for the real data.
 REAL = {
@@ -27,12 +27,16 @@ REAL = {
     "token-classification": ("lhoestq/conll2003", "test", {"epochs": 3, "learning_rate": 3e-4}),
     "question-answering": ("rajpurkar/squad", "validation", {"epochs": 2, "learning_rate": 2e-4}),
 }
-# The notebooks' defaults on the embedded data.
-EMBEDDED = {
-    "text-classification": {"epochs": 8, "learning_rate": 1e-4, "batch_size": 32},
-    "token-classification": {"epochs": 10, "learning_rate": 5e-4, "batch_size": 16},
-    "question-answering": {"epochs": 3, "learning_rate": 5e-4, "batch_size": 16},
-}
+NOTEBOOKS = {"text-classification": "emotion-detection",
+             "token-classification": "token-classification",
+             "question-answering": "extractive-qa"}
+
+
+def embedded_settings(task: str) -> dict[str, float]:
+    """What the task's notebook trains with on the embedded data."""
+    given = runner.from_file(checkpoints.PROJECT / "cli/parameters/embedded",
+                             Path(NOTEBOOKS[task]))
+    return {name: given[name] for name in ("epochs", "learning_rate", "batch_size")}
 
 
 def estimates(task: str, predicted: list, dataset) -> dict[str, evaluation.Estimate]:
@@ -90,7 +94,7 @@ def main() -> None:
 
     name, split, settings = REAL[options.task]
     if options.train == "embedded":
-        settings = {**settings, **EMBEDDED[options.task]}
+        settings = {**settings, **embedded_settings(options.task)}
     if options.epochs:
         settings["epochs"] = options.epochs
     folder = checkpoints.find(options.checkpoint)
