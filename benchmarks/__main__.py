@@ -79,13 +79,10 @@ def measure(name: str, data: Path | None = None, **smaller) -> list:
 def save(name: str, measured: list, seconds: float, file: Path) -> None:
     """Write the row's results in place of what it measured before."""
     from benchmarks import harness, results
-    from helpers import report
 
     new = [row for one in measured
            for row in harness.to_results(name, one, seconds, ROWS[name].needs_data)]
-    commands = {row["command"] for row in new}
-    report.save_json(file, [r for r in results.load(file) if r["command"] not in commands])
-    results.add(new, file)
+    results.add(new, file, instead_of={row["command"] for row in new})
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from helpers import fill_mask
+from helpers import fill_mask, onednn
 
 
 class Int8Linear(nn.Module):
@@ -75,8 +75,5 @@ def load(folder: Path, layer=Int8Linear) -> fill_mask.FillMask:
     """fill_mask with every linear layer of the encoder replaced by one of these."""
     model = AutoModelForMaskedLM.from_pretrained(
         folder, dtype=torch.bfloat16 if layer is Int8Linear else torch.float32)
-    for module in list(model.base_model.transformer.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(module, name, layer(child))
+    onednn.replace_linear(model.base_model.transformer, layer)
     return fill_mask.FillMask(model, AutoTokenizer.from_pretrained(folder))

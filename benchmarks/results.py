@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from helpers import report
@@ -44,12 +44,14 @@ def sha256(checkpoint: Path) -> str:
     return hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
 
 
-def add(new: Iterable[dict], path: Path = FILE) -> None:
+def add(new: Iterable[dict], path: Path = FILE, instead_of: Collection[str] = ()) -> None:
     """Add rows, each in place of the one that measured the same before (see KEY).
 
+    All older rows of the commands in `instead_of` go, also those that nothing new replaces.
     Raises ValueError where a row lacks a field or has one too many. Not for two writers at once.
     """
-    kept = {tuple(r[name] for name in KEY): r for r in load(path)}
+    kept = {tuple(r[name] for name in KEY): r for r in load(path)
+            if r["command"] not in instead_of}
     for one in new:
         if set(one) != set(FIELDS):
             raise ValueError(f"row {one.get('task')}, {one.get('metric')}: its fields must be "

@@ -58,11 +58,16 @@ def pack(model: PreTrainedModel, dtype: torch.dtype) -> None:
     if not available(model.device, dtype):
         return
     tied = model.get_output_embeddings()
+    replace_linear(model, lambda layer: layer if layer is tied else Packed(
+        layer.weight.to(dtype), None if layer.bias is None else layer.bias.to(dtype)))
+
+
+def replace_linear(model: torch.nn.Module, replacement: Callable) -> None:
+    """Put replacement(layer) in the place of every linear layer of a model."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is torch.nn.Linear and child is not tied:
-                bias = None if child.bias is None else child.bias.to(dtype)
-                setattr(parent, name, Packed(child.weight.to(dtype), bias))
+            if type(child) is torch.nn.Linear:
+                setattr(parent, name, replacement(child))
 
 
 def load(auto_class, folder: str | Path, device: str, precision: str
