@@ -41,7 +41,10 @@ def kept():
 
     By itself glibc asks the system for each activation above 32 MB and returns it, and the
     system clears every page of it anew: a quarter of a training step on passages of 384 tokens.
+    Few compiled products are kept: they would lie scattered among the activations, and what is
+    free between them is too small for the next ones.
     """
+    keep_products(64)
     _call("mallopt", MMAP_MAX, 0)  # everything from the heap,
     _call("mallopt", TRIM_THRESHOLD, -1)  # which never shrinks
     _call("mallopt", TOP_PAD, 256 * MiB)  # and grows by this much
