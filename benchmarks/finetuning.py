@@ -21,7 +21,7 @@ from datasets import concatenate_datasets
 from benchmarks import results
 from helpers import checkpoints, data, evaluation, runner, tasks, training
 
-# Hub name, then the settings of the notebooks' parameter files for the real data.
+# Hub name, the split to report, and what the embedded checkpoint is trained with there.
 REAL = {
     "text-classification": ("dair-ai/emotion", "test", {"epochs": 2, "learning_rate": 2e-4}),
     "token-classification": ("lhoestq/conll2003", "test", {"epochs": 3, "learning_rate": 3e-4}),
