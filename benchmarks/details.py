@@ -128,7 +128,7 @@ def int8(rows: Sequence[Mapping]) -> str:
     judged = [(row, bar) for row in rows if row["metric"].startswith(("int8: ", "ours, int8 over "))
               and "random weights" not in row["data"] and (bar := find_bar(row))]
     missed = [f"{row['metric']}, {number(row['value'])} (bar: {number(bar.least)})"
-              for row, bar in judged if not reached(row, bar)]
+              for row, bar in judged if not reached(row["value"], bar)]
     if missed:
         return f"int8 is left out of the helpers; it misses {'; '.join(missed)}."
     return "int8 reaches every bar that was measured." if judged else "int8 is not judged here."

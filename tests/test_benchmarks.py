@@ -490,7 +490,9 @@ def test_figures_of_weights_that_are_gone_are_counted():
     ("batch", "ours, 1 process: largest difference of a score", 2e-7, None, "at most 1e-05",
      "reached"),
     ("start", "ours over pipeline: first answer of a fresh server, s", 0.98, 1.01, "1.00",
-     "reached"),  # as far as its spread can tell
+     "reached within the spread"),
+    ("start", "ours over pipeline: first answer of a fresh server, s", 0.98, 0.99, "1.00",
+     "missed: nearly all of it is the import of the same torch and transformers"),
     ("fine-tuning, question-answering", "ours, bf16 over plain dynamic padding, fp32: samples/s",
      1.0, 1.0, "", "")])
 def test_bars(task, metric, value, high, bar, said):
