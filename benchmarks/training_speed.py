@@ -158,7 +158,8 @@ def mean_and_error(name: str, values: Sequence[float]) -> Line:
 
 def to_metric(data_folder: Path, task: str = "text-classification", folder: Path | None = None,
               rows: int = 1000, epochs: float = 3.0, seeds=(0, 1, 2), held_rows: int = 1000,
-              batch_size: int = 16, looks: int = 5) -> list[Measured]:
+              batch_size: int = 16, looks: int = 5,
+              learning_rate: float = 2e-4) -> list[Measured]:
     """Final metric on real data, and the seconds of training until a common one, over seeds.
 
     The common metric is the lowest that any run ends with, so that every run comes to it.
@@ -182,7 +183,8 @@ def to_metric(data_folder: Path, task: str = "text-classification", folder: Path
 
         for side in sides if number % 2 == 0 else sides[::-1]:
             with tempfile.TemporaryDirectory(prefix="training-") as place, tasks.quiet():
-                one = trainer(side, task, splits, folder, place, batch_size, seed, epochs)
+                one = trainer(side, task, splits, folder, place, batch_size, seed, epochs,
+                              learning_rate)
                 steps = int(epochs * -(-len(one.train_dataset) // batch_size))
                 watch = Watch(score, max(1, steps // looks))
                 one.add_callback(watch)
