@@ -51,7 +51,7 @@ BARS = (
         why="the start of Python and torch is a part of both sides"),
     Bar("start", "ours over pipeline.*", 1,
         why="nearly all of it is the import of the same torch and transformers", by_spread=True),
-    Bar("time to metric, .*", "ours.* less .*", 0, why="more than one standard error below",
+    Bar("time to metric, .*", "ours.* less .*", 0, why="more than one standard error of so few seeds below",
         by_spread=True),
     Bar("fast formats on real text", "bf16: same first word.*", 0.99, why=""),
     Bar("fast formats on real text", "int8: same first word.*", 0.98,
